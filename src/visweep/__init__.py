@@ -1,0 +1,1 @@
+"""visweep: hyperparameter sweeps for image classifiers, on one shared GPU trainer."""

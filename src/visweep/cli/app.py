@@ -1,0 +1,203 @@
+"""The command `visweep`: look at studies, train a configuration again, tidy up."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from visweep.cli import options as opt
+from visweep.errors import UsageError
+from visweep.search import text
+from visweep.storage.overview import overview
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Hyperparameter sweeps for image classifiers, on one shared GPU trainer. "
+    "Searches are started by the scripts in sweeps/.",
+)
+
+Study = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")]
+
+
+@app.command()
+def status(
+    study: Annotated[
+        str | None, typer.Argument(metavar="STUDY", help="Show this study only.")
+    ] = None,
+    storage: opt.Storage = None,
+) -> None:
+    """Show the studies, their budgets, states and best trials."""
+    found = overview(opt.storage_url(storage))
+    if study is not None:
+        names = [s.name for s in found]
+        if study not in names:
+            from visweep.errors import unknown_name
+
+            raise unknown_name("STUDY", study, names)
+        found = [s for s in found if s.name == study]
+    console = Console()
+    if not found:
+        console.print("no studies yet; begin one with: python sweeps/vit_search.py --trials 50")
+        return
+    table = Table(header_style="bold")
+    table.add_column("study", overflow="fold")
+    headings = ("finished", "complete", "pruned", "running", "waiting", "failed", "best")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for s in found:
+        table.add_row(
+            s.name,
+            f"{s.finished} of {s.budget}" if s.budget is not None else str(s.finished),
+            *(
+                str(s.states.get(state, 0))
+                for state in ("COMPLETE", "PRUNED", "RUNNING", "WAITING", "FAIL")
+            ),
+            f"{text.percent(s.best[1])} (trial {s.best[0]})" if s.best else "—",
+        )
+    console.print(table)
+
+
+@app.command()
+def report(
+    study: Study,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE",
+            help="Where to write it, such as report.html. [default: STUDY.html]",
+        ),
+    ] = None,
+    storage: opt.Storage = None,
+) -> None:
+    """Write one HTML file about a study that opens offline."""
+    from visweep.analysis.report import write_report
+    from visweep.cli.studies import opened
+
+    path = output or Path(f"{study.replace('/', '_')}.html")
+    if not path.parent.is_dir():
+        raise UsageError(f"--output: there is no folder {path.parent}")
+    with opened(storage, study) as (loaded, _):
+        write_report(loaded, path)
+    typer.echo(f"wrote {path}")
+
+
+@app.command()
+def trials(
+    study: Study,
+    csv: Annotated[bool, typer.Option("--csv", help="As comma-separated values.")] = False,
+    storage: opt.Storage = None,
+) -> None:
+    """List the trials of a study."""
+    from visweep.cli.studies import opened, trial_rows, write_csv
+    from visweep.search.summary import best_table, finished
+
+    with opened(storage, study) as (loaded, _):
+        if csv:
+            write_csv(trial_rows(loaded))
+        else:
+            Console().print(best_table(finished(loaded)))
+
+
+@app.command()
+def stop(study: Study, storage: opt.Storage = None) -> None:
+    """Ask a running search to stop after its current epoch; run it again to go on."""
+    from visweep.cli.studies import opened
+    from visweep.search.study import STOP
+
+    with opened(storage, study) as (loaded, _):
+        loaded.set_user_attr(STOP, True)
+    typer.echo(f"asked {study} to stop at the end of the running epoch")
+
+
+@app.command()
+def delete(
+    study: Study,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    storage: opt.Storage = None,
+) -> None:
+    """Delete a study, its trials and its checkpoints. Asks first."""
+    from visweep.cli.studies import delete_study, opened
+
+    with opened(storage, study) as (loaded, opened_storage):
+        count = len(loaded.get_trials(deepcopy=False))
+        if not yes:
+            typer.confirm(f"Delete {study!r} with its {count} trials for good?", abort=True)
+        delete_study(loaded, opened_storage)
+    typer.echo(f"deleted {study}")
+
+
+@app.command()
+def train(
+    study: Annotated[
+        str | None,
+        typer.Option("--study", metavar="NAME", help="Train a configuration of this study."),
+    ] = None,
+    trial: Annotated[
+        int | None,
+        typer.Option(
+            "--trial", metavar="N", min=0, help="Which trial of it, such as 7. [default: best]"
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", metavar="KIND", help="Without a study: vit or convnet.")
+    ] = "vit",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE",
+            help="Change a field of the configuration, such as --set depth=4; may be repeated.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="S", help="Train with this seed, such as 11."),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", metavar="E", min=1, help="Train so many epochs, such as 20."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset", metavar="NAME",
+            help="Without a study: which images. [default: cluttered-digits]",
+        ),
+    ] = None,
+    data_dir: opt.DataDir = None,
+    image_size: opt.ImageSize = None,
+    train_size: opt.TrainSize = None,
+    device: opt.Device = "auto",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint", metavar="FILE",
+            help="Keep the state here after each epoch, and go on from it, such as run.ckpt.",
+        ),
+    ] = None,
+    storage: opt.Storage = None,
+) -> None:
+    """Train one configuration again: a study's best, one of its trials, or one spelled out."""
+    from visweep.cli.train import Wanted, train_once
+
+    train_once(
+        Console(),
+        Wanted(
+            study=study,
+            trial=trial,
+            model=model,
+            changes=tuple(set_ or ()),
+            seed=seed,
+            epochs=epochs,
+            dataset=dataset,
+            data_dir=data_dir,
+            image_size=image_size,
+            train_size=train_size,
+            device=device,
+            checkpoint=checkpoint,
+            storage=storage,
+        ),
+    )

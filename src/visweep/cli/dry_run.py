@@ -1,0 +1,46 @@
+"""What a sweep would search and cost."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from visweep.cli.prepare import Prepared
+from visweep.config import with_parameters
+from visweep.search import text
+from visweep.search.spaces import corners
+from visweep.training.cost import measure, multiply_adds
+
+
+def print_dry_run(console: Console, prepared: Prepared) -> None:
+    """Print the specification and the cost of the smallest, middle and largest model."""
+    specification, asked = prepared.specification, prepared.asked
+    console.print(f"study {prepared.name}, {asked.trials} trials", highlight=False)
+    console.print_json(json.dumps(specification.identity()))
+    points = sorted(
+        corners(specification.space, middle=True),
+        key=lambda p: multiply_adds(
+            with_parameters(specification.model, specification.train, p)[0]
+        ),
+    )
+    table = Table(title=f"cost of one trial on {prepared.device}", title_justify="left")
+    for heading in ("model", "params", "multiply-adds", "per epoch", "unpruned trial"):
+        table.add_column(heading, justify="right" if heading != "model" else "left")
+    for size, point in zip(
+        ("smallest", "middle", "largest"),
+        (points[0], points[len(points) // 2], points[-1]),
+        strict=True,
+    ):
+        model, train = with_parameters(specification.model, specification.train, point)
+        cost = measure(model, train, prepared.data)
+        table.add_row(
+            f"{size}: {text.parameters(point)}",
+            text.count(cost.num_params),
+            text.count(cost.multiply_adds),
+            text.duration(cost.seconds_per_epoch),
+            text.duration(cost.seconds_per_epoch * train.epochs),
+        )
+    console.print(table)
+    console.print("Times were measured on a few steps of models that were thrown away.")

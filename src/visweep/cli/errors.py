@@ -1,0 +1,42 @@
+"""Errors as a person sees them: one line on stderr, and an exit status that tells whose they are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+from typer.exceptions import TyperException
+
+from visweep.errors import UsageError, VisweepError
+
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+def call(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and exit.
+
+    Bad input ends with one line and status 2, a failure at run time with one line and status 1;
+    an error of our own making keeps its traceback.
+    """
+    try:
+        status = app(args=arguments, standalone_mode=False)
+    except UsageError as e:
+        _end(str(e), USAGE)
+    except VisweepError as e:
+        _end(str(e), FAILURE)
+    except TyperException as e:
+        _end(e.format_message(), USAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        _end("stopped at once; the running epoch is lost, nothing else is", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone (as `| head` does); Python would complain once more.
+        sys.stderr.close()
+        sys.exit(FAILURE)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _end(message: str, status: int) -> None:
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(status)

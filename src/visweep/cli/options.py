@@ -1,0 +1,123 @@
+"""The options that several commands share, each stated once."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from visweep.errors import UsageError
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+SEARCH, DATA, TRAINING = "What to search", "Data", "Training"
+
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="Where studies are kept, such as sqlite:///my.db. "
+        "[default: $VISWEEP_STORAGE, else storage/studies.db of the checkout]",
+    ),
+]
+Dataset = Annotated[
+    str,
+    typer.Option(
+        "--dataset", metavar="NAME", rich_help_panel=DATA,
+        help="Which images, such as fashion-mnist or imagefolder.",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", metavar="DIR", rich_help_panel=DATA,
+        help="Where the images lie, such as ~/data. [default: a cache, filled by download]",
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        "--image-size", metavar="P", min=1, rich_help_panel=DATA,
+        help="Resize images to P pixels, such as 64. [default: the data set's own size]",
+    ),
+]
+TrainSize = Annotated[
+    int | None,
+    typer.Option(
+        "--train-size", metavar="M", min=1, rich_help_panel=DATA,
+        help="Use M training images, evenly over the classes, such as 10000. [default: all]",
+    ),
+]
+Epochs = Annotated[
+    int,
+    typer.Option(
+        "--epochs", metavar="E", min=1, rich_help_panel=TRAINING,
+        help="Passes over the training images that an unpruned trial makes, such as 20.",
+    ),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        "--batch-size", metavar="B", min=1, rich_help_panel=TRAINING,
+        help="Images per training step, such as 128.",
+    ),
+]
+LearningRate = Annotated[
+    float,
+    typer.Option(
+        "--lr", metavar="X", rich_help_panel=TRAINING,
+        help="Peak learning rate of AdamW, such as 1e-3.",
+    ),
+]
+WeightDecay = Annotated[
+    float,
+    typer.Option(
+        "--weight-decay", metavar="X", rich_help_panel=TRAINING,
+        help="Decoupled weight decay of weight matrices, such as 0.1.",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="NAME", rich_help_panel=TRAINING,
+        help="auto, cpu, cuda or cuda:N, such as cuda:1; auto takes a GPU where there is one.",
+    ),
+]
+
+
+def checkout() -> Path | None:
+    """The root of the source checkout that this package is installed from, if it is one."""
+    root = Path(__file__).resolve().parents[3]
+    return root if (root / "pyproject.toml").is_file() and (root / "sweeps").is_dir() else None
+
+
+def storage_url(given: str | None) -> str:
+    """The storage to use; the default's folder is made where it is missing."""
+    if given is None:
+        given = os.environ.get("VISWEEP_STORAGE")
+    if given is not None:
+        return given
+    folder = (checkout() or Path.cwd()) / "storage"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as e:
+        raise UsageError(f"--storage: cannot make the folder {folder}: {e.strerror}") from e
+    return f"sqlite:///{folder / 'studies.db'}"
+
+
+def seconds(text: str | None) -> float | None:
+    """A duration such as 90s, 30m, 2h or 1h30m, in seconds.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if text is None:
+        return None
+    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text):
+        raise UsageError(f"--timeout: {text!r} is no duration; accepted: 90s, 30m, 2h, 1h30m")
+    parts = re.findall(r"([\d.]+)([smhd])", text)
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)

@@ -1,0 +1,76 @@
+"""From options to everything that a search needs, without writing anything yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from visweep import data
+from visweep.cli.sweep import SweepOptions
+from visweep.data.resident import ResidentData, to_device
+from visweep.search.recipe import Recipe
+from visweep.search.seeds import replica_seeds
+from visweep.search.spaces import check_space, into_space
+from visweep.storage.specification import Specification
+from visweep.storage.url import check_sqlite_file, parse, sqlite_path
+from visweep.training.device import resolve_device, resolve_precision
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a search needs.
+
+    Attributes:
+        asked: the options.
+        name: of the study.
+        specification: of the study.
+        data: the images, on the training device.
+    """
+
+    asked: SweepOptions
+    name: str
+    specification: Specification
+    data: ResidentData
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+
+def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
+    """Load the data and state the specification.
+
+    Raises:
+        UsageError: an option is bad.
+    """
+    path = sqlite_path(parse(asked.storage))
+    if path is not None:
+        check_sqlite_file(path, must_exist=False)
+    device = resolve_device(asked.device)
+    dataset = data.load(asked.data)
+    image_size = dataset.model_fields["image_size"]
+    space = recipe.spaces[asked.space](image_size)
+    model = into_space(recipe.baseline.replace(**dataset.model_fields), space)
+    train = asked.train.replace(
+        seeds=replica_seeds(asked.seed, asked.seeds),
+        precision=resolve_precision(asked.train.precision, device),
+        translate=max(1, image_size // 16),
+        flip=dataset.may_flip,
+    )
+    check_space(space, model, train)
+    return Prepared(
+        asked=asked,
+        name=asked.study or f"{recipe.name}-{asked.data.name}-{asked.space}",
+        specification=Specification(
+            space=space,
+            data=asked.data,
+            fingerprint=dataset.fingerprint,
+            model=model,
+            train=train,
+            sampler=asked.sampler,
+            pruner=asked.pruner,
+            seed=asked.seed,
+        ),
+        data=to_device(dataset, device),
+    )

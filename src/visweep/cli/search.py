@@ -1,0 +1,57 @@
+"""Running a prepared search to its end, or until it is stopped."""
+
+from __future__ import annotations
+
+import logging
+
+import optuna
+from rich.console import Console
+
+from visweep.cli.prepare import Prepared
+from visweep.errors import StorageError
+from visweep.search.interrupt import Interrupt
+from visweep.search.live import view_for
+from visweep.search.study import OpenStudy, open_study
+from visweep.search.summary import print_summary
+from visweep.search.worker import Worker
+from visweep.storage.engine import open_storage
+
+_STATUS = {"interrupted": 130, "terminated": 143}
+
+
+def search_until_done(console: Console, prepared: Prepared, command: str) -> int:
+    """Search, show it, and say at the end what came of it; returns the exit status.
+
+    Args:
+        command: how this was called; shown as the way to resume.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    asked = prepared.asked
+    storage = open_storage(asked.storage)
+    try:
+        opened = open_study(storage, prepared.name, prepared.specification, asked.trials)
+        with Interrupt(asked.timeout).listening() as interrupt:
+            _watch(console, opened, prepared, interrupt)
+        print_summary(console, opened.study, prepared.specification.train.epochs)
+        if interrupt.reason:
+            _print(console, f"stopped: {interrupt.reason}. resume: {command}")
+        return _STATUS.get(interrupt.reason, 0)
+    except OSError as e:
+        raise StorageError(f"{e.strerror or e}; every finished trial is kept") from e
+    finally:
+        storage.close()
+
+
+def _watch(
+    console: Console, opened: OpenStudy, prepared: Prepared, interrupt: Interrupt
+) -> None:
+    view = view_for(console)
+    try:
+        Worker(opened, prepared.data, view, interrupt).run()
+    finally:
+        view.close()
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False, highlight=False)

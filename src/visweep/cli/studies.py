@@ -1,0 +1,89 @@
+"""What the commands do with an existing study."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+
+from visweep.cli.options import storage_url
+from visweep.errors import UsageError
+from visweep.search.study import checkpoints_of, load_study
+from visweep.storage.engine import Storage, open_storage, storage_errors
+from visweep.storage.schema import slots
+
+_ATTRIBUTES = (
+    "val_loss", "train_accuracy", "epochs", "seconds", "images_per_second",
+    "peak_memory_bytes", "num_params", "ended",
+)  # fmt: skip
+
+
+@contextmanager
+def opened(storage: str | None, name: str) -> Iterator[tuple[optuna.Study, Storage]]:
+    """An existing study and its storage, closed again afterwards."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    opened_storage = open_storage(storage_url(storage), must_exist=True)
+    try:
+        with storage_errors(opened_storage):
+            yield load_study(opened_storage, name), opened_storage
+    finally:
+        opened_storage.close()
+
+
+def delete_study(study: optuna.Study, storage: Storage) -> None:
+    """Delete a study, its slots and its checkpoints.
+
+    Raises:
+        UsageError: a worker is at it.
+    """
+    running = _live_workers(storage, study._study_id)
+    if running:
+        raise UsageError(
+            f"STUDY: {study.study_name!r} is being worked on (process {running[0]}); "
+            f"run visweep stop {study.study_name} first"
+        )
+    checkpoints = checkpoints_of(study, storage)
+    with storage.transaction() as connection:
+        connection.execute(sa.delete(slots).where(slots.c.study_id == study._study_id))
+    optuna.delete_study(study_name=study.study_name, storage=storage)
+    checkpoints.discard()
+
+
+def _live_workers(storage: Storage, study_id: int) -> list[int]:
+    from visweep.storage.owner import Owner
+
+    query = sa.select(slots.c.owner).where(
+        slots.c.study_id == study_id, slots.c.owner.is_not(None)
+    )
+    with storage.transaction() as connection:
+        owners = [Owner.from_text(text) for text in connection.execute(query).scalars()]
+    return [owner.pid for owner in owners if not owner.is_gone()]
+
+
+def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
+    """One row per trial, by number."""
+    trials = study.get_trials(deepcopy=False)
+    names = list(dict.fromkeys(name for t in trials for name in t.params))
+    return [
+        {
+            "trial": t.number,
+            "state": t.state.name,
+            "val_accuracy": t.values[0] if t.values else "",
+            **{name: t.params.get(name, "") for name in names},
+            **{name: t.user_attrs.get(name, "") for name in _ATTRIBUTES},
+        }
+        for t in trials
+    ]
+
+
+def write_csv(rows: list[dict[str, Any]]) -> None:
+    """Rows as comma-separated values on the standard output."""
+    if rows:
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,164 @@
+"""Training one configuration, apart from any search."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from visweep import data
+from visweep.cli.studies import opened
+from visweep.config import (
+    ConvNetConfig,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    ViTConfig,
+    to_json,
+    with_parameters,
+)
+from visweep.data.resident import to_device
+from visweep.errors import DataError, UsageError, unknown_name
+from visweep.search import text
+from visweep.search.study import specification_of
+from visweep.search.summary import finished
+from visweep.training.device import resolve_device
+from visweep.training.fit import EpochResult, fit
+
+_MODELS: dict[str, ModelConfig] = {"vit": ViTConfig(), "convnet": ConvNetConfig()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What `visweep train` was asked for; fields are named after the options."""
+
+    study: str | None
+    trial: int | None
+    model: str
+    changes: tuple[str, ...]
+    seed: int | None
+    epochs: int | None
+    dataset: str | None
+    data_dir: Path | None
+    image_size: int | None
+    train_size: int | None
+    device: str
+    checkpoint: Path | None
+    storage: str | None
+
+
+@dataclass(frozen=True)
+class _Configuration:
+    model: ModelConfig
+    train: TrainConfig
+    data: DataConfig
+    fingerprint: str | None
+
+
+def train_once(console: Console, wanted: Wanted) -> None:
+    """Train, one line per epoch.
+
+    Raises:
+        UsageError: an option is bad, or the data are not the study's.
+    """
+    device = resolve_device(wanted.device)
+    configuration = _from_study(wanted) if wanted.study else _from_options(wanted)
+    dataset = data.load(configuration.data)
+    if configuration.fingerprint not in (None, dataset.fingerprint):
+        raise DataError(f"--data-dir: these are not the images of study {wanted.study!r}")
+    train = configuration.train
+    if wanted.study is None:
+        train = train.replace(flip=dataset.may_flip)
+    if wanted.seed is not None:
+        train = train.replace(seeds=(wanted.seed,))
+    if wanted.epochs is not None:
+        train = train.replace(epochs=wanted.epochs)
+    model = configuration.model.replace(**dataset.model_fields)
+    model, train = with_parameters(model, train, _changes(wanted.changes))
+    shown = {k: v for k, v in to_json(model).items() if k != "kind"}
+    _print(console, f"{model.kind} on {dataset.name} ({device}): {text.parameters(shown)}")
+    result = fit(
+        model,
+        train,
+        to_device(dataset, device),
+        on_epoch=lambda r: _print(console, _line(r, train.epochs)),
+        checkpoint=wanted.checkpoint,
+    )
+    _print(
+        console,
+        f"{result.ended}: validation accuracy "
+        f"{text.percent(result.history[-1].mean_val_accuracy)}, training accuracy "
+        f"{text.percent(sum(result.train_accuracy) / len(result.train_accuracy))}, "
+        f"{text.count(result.num_params)} parameters, {text.duration(result.seconds)}, "
+        f"{result.images_per_second:,.0f} images/s",
+    )
+
+
+def _from_study(wanted: Wanted) -> _Configuration:
+    assert wanted.study is not None
+    for option, value in (
+        ("--dataset", wanted.dataset),
+        ("--image-size", wanted.image_size),
+        ("--train-size", wanted.train_size),
+    ):
+        if value is not None:
+            raise UsageError(f"{option}: the study decides that; leave out {option} or --study")
+    with opened(wanted.storage, wanted.study) as (study, _):
+        specification = specification_of(study)
+        candidates = finished(study)
+        if wanted.trial is not None:
+            candidates = [t for t in study.get_trials(deepcopy=False) if t.params]
+            candidates = [t for t in candidates if t.number == wanted.trial]
+        if not candidates:
+            which = "finished trial" if wanted.trial is None else f"trial {wanted.trial}"
+            raise UsageError(f"--trial: study {wanted.study!r} has no {which}")
+        parameters = candidates[0].params
+    model, train = with_parameters(specification.model, specification.train, parameters)
+    where = None if wanted.data_dir is None else str(wanted.data_dir)
+    return _Configuration(
+        model, train, specification.data.replace(data_dir=where), specification.fingerprint
+    )
+
+
+def _from_options(wanted: Wanted) -> _Configuration:
+    if wanted.trial is not None:
+        raise UsageError("--trial: needs --study NAME")
+    if wanted.model not in _MODELS:
+        raise unknown_name("--model", wanted.model, _MODELS)
+    where = None if wanted.data_dir is None else str(wanted.data_dir)
+    chosen = DataConfig(
+        name=wanted.dataset or "cluttered-digits",
+        data_dir=where,
+        image_size=wanted.image_size,
+        train_size=wanted.train_size,
+    )
+    return _Configuration(_MODELS[wanted.model], TrainConfig(), chosen, None)
+
+
+def _changes(given: tuple[str, ...]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for change in given:
+        name, equals, written = change.partition("=")
+        if not (name and equals and written):
+            raise UsageError(f"--set: {change!r} is not FIELD=VALUE, such as depth=4")
+        try:
+            changes[name] = json.loads(written)
+        except ValueError:
+            changes[name] = written
+    return changes
+
+
+def _line(result: EpochResult, epochs: int) -> str:
+    seconds = result.train_seconds + result.val_seconds
+    return (
+        f"epoch {result.epoch}/{epochs}: validation accuracy "
+        f"{text.percent(result.mean_val_accuracy)}, training loss "
+        f"{sum(result.train_loss) / len(result.train_loss):.3f}, {text.duration(seconds)}"
+    )
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,106 @@
+"""Random draws that depend on nothing but their key.
+
+Every draw is keyed by (replica seed, moment, place): the moment is an epoch or a step, the place
+names who draws ("order", "shift", "blocks.3.mlp.drop1"). No generator is carried from one draw to
+the next, so neither a replica beside it nor a resume in between can shift a draw, and a
+checkpoint need not store any random state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def key(*parts: int | str) -> int:
+    """A 63-bit number that depends on every part; equal parts give an equal number anywhere."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Draws:
+    """The draws of K replicas at one moment.
+
+    Args:
+        seeds: one per replica.
+        device: where the drawn tensors live.
+        moment: what the draws belong to, such as ("step", 17).
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], device: torch.device, moment: tuple[int | str, ...]
+    ) -> None:
+        self.seeds = tuple(seeds)
+        self.device = device
+        self.moment = moment
+        self._generator = torch.Generator(device)
+
+    def at(self, *moment: int | str) -> Draws:
+        """The same replicas' draws at another moment."""
+        return Draws(self.seeds, self.device, moment)
+
+    def generator(self, replica: int, place: str) -> torch.Generator:
+        """A generator at the start of the stream of this replica and place; use it at once,
+        before the next one is asked for."""
+        self._generator.manual_seed(key(self.seeds[replica], *self.moment, place))
+        return self._generator
+
+    def random_bytes(self, count: int, place: str) -> Tensor:
+        """Independent uniform bytes, (K, count) uint8."""
+        # Whole 64-bit words are several times faster to draw than single bytes. The explicit
+        # lower bound matters: without it torch leaves the sign bit of every word at zero.
+        words = torch.empty(
+            (len(self.seeds), -(-count // 8)), dtype=torch.int64, device=self.device
+        )
+        for replica in range(len(self.seeds)):
+            words[replica].random_(-(2**63), None, generator=self.generator(replica, place))
+        return words.view(torch.uint8)[:, :count]
+
+    def integers(self, low: int, high: int, shape: tuple[int, ...], place: str) -> Tensor:
+        """Uniform integers in [low, high), (K, *shape) int64."""
+        out = torch.empty((len(self.seeds), *shape), dtype=torch.int64, device=self.device)
+        for replica in range(len(self.seeds)):
+            out[replica].random_(low, high, generator=self.generator(replica, place))
+        return out
+
+    def permutation(self, size: int, place: str) -> Tensor:
+        """One random order of range(size) per replica, (K, size) int64."""
+        return torch.stack(
+            [
+                torch.randperm(
+                    size, generator=self.generator(replica, place), device=self.device
+                )
+                for replica in range(len(self.seeds))
+            ]
+        )
+
+    def dropout_mask(
+        self, shape: tuple[int, ...], rates: Sequence[float], dtype: torch.dtype, place: str
+    ) -> Tensor:
+        """Inverted-dropout factors, 0 or 1/(1 - rate): (K, *shape) of `dtype`.
+
+        Each element costs one random byte. A byte can only split at a multiple of 1/256, so the
+        split is itself drawn, once per mask and replica, between the two nearest ones: over
+        steps every element is dropped with exactly the rate asked for.
+        """
+        count = 1
+        for size in shape:
+            count *= size
+        splits, factors = [], []
+        for replica, rate in enumerate(rates):
+            exact = rate * 256.0
+            nudge = key(self.seeds[replica], *self.moment, place, "split") / 2.0**63
+            splits.append(int(exact + nudge))
+            factors.append(1.0 / (1.0 - rate))
+        drawn = self.random_bytes(count, place)
+        kept = torch.empty_like(drawn, memory_format=torch.contiguous_format)
+        if len(set(rates)) == 1 and len(set(splits)) == 1:
+            mask = torch.ge(drawn, splits[0], out=kept).to(dtype).mul_(factors[0])
+        else:
+            column = torch.tensor(splits, dtype=torch.int16, device=self.device)[:, None]
+            scale = torch.tensor(factors, dtype=dtype, device=self.device)[:, None]
+            mask = torch.ge(drawn, column, out=kept).to(dtype).mul_(scale)
+        return mask.view(len(self.seeds), *shape)

@@ -1,0 +1,186 @@
+"""The stacked layers that both models are made of.
+
+Every parameter has a leading axis K: one entry per replica, so that K models of one architecture
+train in one pass of batched matrix products. A layer works in the number format of its input; its
+parameters stay in the wider format that the optimiser updates.
+
+    K  replicas     B  images of a batch     N  rows (images times tokens)     D  features
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visweep.draws import Draws
+
+Initialiser = Callable[[Tensor, torch.Generator], object]
+
+
+class Stacked(nn.Module):
+    """A module whose parameters are drawn anew, one replica at a time."""
+
+    def init_replica(self, replica: int, generator: torch.Generator) -> None:
+        """Draw the parameters of one replica from `generator`."""
+        raise NotImplementedError
+
+
+def initialise(model: nn.Module, draws: Draws) -> None:
+    """Draw all parameters of a model; each module's from a stream of its own, keyed by name."""
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, Stacked):
+                for replica in range(len(draws.seeds)):
+                    module.init_replica(replica, draws.generator(replica, name))
+
+
+class Linear(Stacked):
+    """y = x W + b for each replica: (K, N, D_in) to (K, N, D_out).
+
+    The weight is (K, D_in, D_out), the transpose of `torch.nn.Linear`'s, as `torch.baddbmm`
+    takes it.
+    """
+
+    def __init__(self, replicas: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(replicas, in_features, out_features))
+        self.bias = nn.Parameter(torch.empty(replicas, 1, out_features))
+
+    def init_replica(self, replica: int, generator: torch.Generator) -> None:
+        nn.init.xavier_uniform_(self.weight[replica], generator=generator)
+        nn.init.zeros_(self.bias[replica])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias.to(x.dtype), x, self.weight.to(x.dtype))
+
+
+class LayerNorm(Stacked):
+    """Normalise over the last axis of (K, …, D), with a scale and a shift per replica."""
+
+    def __init__(self, replicas: int, features: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(replicas, features))
+        self.bias = nn.Parameter(torch.empty(replicas, features))
+
+    def init_replica(self, replica: int, generator: torch.Generator) -> None:
+        nn.init.ones_(self.weight[replica])
+        nn.init.zeros_(self.bias[replica])
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        replicas, features = weight.shape
+        if replicas == 1:
+            return F.layer_norm(x, (features,), weight[0], bias[0], self.eps)
+        spread = (replicas, *(1 for _ in x.shape[1:-1]), features)
+        normal = F.layer_norm(x, (features,), eps=self.eps)
+        return torch.addcmul(bias.view(spread), normal, weight.view(spread))
+
+
+class Dropout(nn.Module):
+    """Inverted dropout with one rate per replica, on (K, …) and only while training.
+
+    Args:
+        rates: probability of a zero, one per replica.
+        place: names this layer's stream of random draws; unique within the model.
+    """
+
+    def __init__(self, rates: tuple[float, ...], place: str) -> None:
+        super().__init__()
+        self.rates = rates
+        self.place = place
+
+    @property
+    def active(self) -> bool:
+        return self.training and any(self.rates)
+
+    def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
+        if not self.active:
+            return x
+        if draws is None:
+            raise ValueError(f"dropout at {self.place!r} needs draws while training")
+        mask = draws.dropout_mask(tuple(x.shape[1:]), self.rates, x.dtype, self.place)
+        return x * mask
+
+
+class Conv2d(Stacked):
+    """A convolution per replica, as one grouped convolution: (B, K·C_in, H, W) to (B, K·C_out, …).
+
+    The weight is (K, C_out, C_in, S, S). There is no bias: a batch norm follows.
+    """
+
+    def __init__(
+        self, replicas: int, in_channels: int, out_channels: int, size: int, stride: int = 1
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(replicas, out_channels, in_channels, size, size))
+
+    def init_replica(self, replica: int, generator: torch.Generator) -> None:
+        nn.init.kaiming_normal_(
+            self.weight[replica], mode="fan_out", nonlinearity="relu", generator=generator
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.to(x.dtype)
+        return F.conv2d(
+            x,
+            weight.flatten(0, 1),
+            stride=self.stride,
+            padding=weight.shape[-1] // 2,
+            groups=weight.shape[0],
+        )
+
+
+class BatchNorm2d(Stacked):
+    """Batch normalisation of (B, K·C, H, W); each replica's channels have their own statistics."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self, replicas: int, channels: int, eps: float = 1e-5, momentum: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.empty(replicas, channels))
+        self.bias = nn.Parameter(torch.empty(replicas, channels))
+        self.register_buffer("running_mean", torch.zeros(replicas, channels))
+        self.register_buffer("running_var", torch.ones(replicas, channels))
+
+    def init_replica(self, replica: int, generator: torch.Generator) -> None:
+        nn.init.ones_(self.weight[replica])
+        nn.init.zeros_(self.bias[replica])
+        nn.init.zeros_(self.running_mean[replica])
+        nn.init.ones_(self.running_var[replica])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(
+            x,
+            self.running_mean.view(-1),
+            self.running_var.view(-1),
+            self.weight.flatten(),
+            self.bias.flatten(),
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, drop: Dropout, draws: Draws | None
+) -> Tensor:
+    """Scaled dot-product attention over (K, B, heads, tokens, D_head).
+
+    Torch's fused kernel draws its dropout mask from a generator that cannot be keyed, and was
+    measured to be no faster on the CPU, so it serves only where neither matters.
+    """
+    if q.device.type != "cpu" and not drop.active:
+        return F.scaled_dot_product_attention(q, k, v)
+    scores = torch.matmul(q * (1.0 / math.sqrt(q.shape[-1])), k.transpose(-2, -1))
+    return torch.matmul(drop(scores.softmax(dim=-1), draws), v)

@@ -1,0 +1,162 @@
+"""What a person sees while a sweep runs: a live view in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from visweep.search import text
+from visweep.search.watch import Progress, TrialView, Watcher
+
+_RECENT = 6
+_STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
+
+
+class Pace:
+    """Predicts the time left from the trials that ended while we watched."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._finished_before = 0
+
+    def start(self, progress: Progress) -> None:
+        self._began = time.monotonic()
+        self._finished_before = progress.finished
+
+    def seconds_left(self, progress: Progress) -> float | None:
+        """None until a first trial has ended."""
+        done = progress.finished - self._finished_before
+        if done <= 0:
+            return None
+        each = (time.monotonic() - self._began) / done
+        return each * max(0, progress.budget - progress.finished)
+
+
+class PlainView(Watcher):
+    """One line per finished trial, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._pace = Pace()
+
+    def opened(self, name: str, progress: Progress) -> None:
+        self._pace.start(progress)
+        self._print(f"study {name}: {progress.finished} of {progress.budget} trials finished")
+
+    def ended(self, trial: TrialView, progress: Progress) -> None:
+        last = text.percent(trial.curve[-1]) if trial.curve else "—"
+        left = self._pace.seconds_left(progress)
+        self._print(
+            f"[{progress.finished}/{progress.budget}] trial {trial.number}: {last} "
+            f"{trial.ended}, {text.duration(trial.seconds)}, {text.parameters(trial.parameters)}"
+            + (f" | best {text.percent(progress.best[1])}" if progress.best else "")
+            + (f" | {text.duration(left)} left" if left else "")
+        )
+
+    def note(self, message: str) -> None:
+        self._print(message)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+class LiveView(Watcher):
+    """One panel that is redrawn in place; nothing scrolls away."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._pace = Pace()
+        self._name = ""
+        self._progress = Progress(budget=0)
+        self._running: TrialView | None = None
+        self._recent: deque[TrialView] = deque(maxlen=_RECENT)
+        self._notes: deque[str] = deque(maxlen=2)
+        self._live = Live(get_renderable=self.render, console=console, refresh_per_second=2)
+
+    def opened(self, name: str, progress: Progress) -> None:
+        self._name, self._progress = name, progress
+        self._pace.start(progress)
+        self._live.start()
+
+    def began(self, trial: TrialView, progress: Progress) -> None:
+        self._running, self._progress = trial, progress
+
+    def advanced(self, trial: TrialView) -> None:
+        self._running = trial
+
+    def ended(self, trial: TrialView, progress: Progress) -> None:
+        self._running, self._progress = None, progress
+        self._recent.append(trial)
+
+    def note(self, message: str) -> None:
+        self._notes.append(message)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def render(self) -> RenderableType:
+        """The whole view."""
+        parts: list[RenderableType] = [self._totals(), self._trials()]
+        if self._progress.best is not None:
+            parts.append(self._best(*self._progress.best[:2]))
+        parts += [Text(note, style="yellow") for note in self._notes]
+        parts.append(Text("Ctrl-C stops after this epoch; nothing is lost.", style="dim"))
+        return Panel(Group(*parts), title=f"visweep · {self._name}", title_align="left")
+
+    def _totals(self) -> RenderableType:
+        progress = self._progress
+        left = self._pace.seconds_left(progress)
+        grid = Table.grid(padding=(0, 2), expand=True)
+        grid.add_column(ratio=1)
+        grid.add_column(justify="right")
+        grid.add_row(
+            ProgressBar(total=max(1, progress.budget), completed=progress.finished),
+            Text.assemble(
+                (f"{progress.finished} of {progress.budget}", "bold"),
+                f" · {progress.complete} complete · {progress.pruned} pruned"
+                + (f" · {progress.failed} failed" if progress.failed else "")
+                + (f" · about {text.duration(left)} left" if left else ""),
+            ),
+        )
+        return grid
+
+    def _trials(self) -> RenderableType:
+        table = Table(box=None, expand=True, padding=(0, 1), header_style="dim")
+        table.add_column("trial", justify="right")
+        table.add_column("epoch", justify="right")
+        table.add_column("curve", no_wrap=True)
+        table.add_column("accuracy", justify="right", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        table.add_column("parameters", ratio=1)
+        shown = [*self._recent, *([self._running] if self._running else [])]
+        for trial in shown:
+            table.add_row(
+                str(trial.number),
+                f"{len(trial.curve)}/{trial.epochs}",
+                text.sparkline(trial.curve, trial.epochs),
+                text.percent(trial.curve[-1]) if trial.curve else "—",
+                trial.ended if trial.state == "pruned" else trial.state,
+                text.parameters(trial.parameters),
+                style=_STYLES.get(trial.state, ""),
+            )
+        return table
+
+    def _best(self, number: int, accuracy: float) -> RenderableType:
+        best = self._progress.best
+        shown = text.parameters(best[2]) if best else ""
+        return Text.assemble(
+            ("best ", "bold"), f"trial {number}: ", (text.percent(accuracy), "bold green"),
+            f"  {shown}",
+        )
+
+
+def view_for(console: Console) -> Watcher:
+    """The live view in a terminal, plain lines elsewhere."""
+    return LiveView(console) if console.is_terminal else PlainView(console)

@@ -1,0 +1,63 @@
+"""The pruners: which trials are stopped early, by their validation accuracy so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.trial import FrozenTrial
+
+from visweep.errors import unknown_name
+
+
+class SeededHyperband(HyperbandPruner):
+    """Hyperband whose brackets follow from the study's seed instead of the study's name.
+
+    Optuna assigns a trial to a bracket by a hash of the study's name and the trial's number, so a
+    renamed or copied study would prune differently.
+    """
+
+    def __init__(self, seed: int, max_resource: int) -> None:
+        super().__init__(min_resource=1, max_resource=max_resource, reduction_factor=3)
+        self._identifier = f"visweep-{seed}"
+
+    def _get_bracket_id(self, study: optuna.Study, trial: FrozenTrial) -> int:
+        return super()._get_bracket_id(_Named(self._identifier), trial)  # type: ignore[arg-type]
+
+
+class _Named:
+    """All that Optuna's bracket assignment reads of a study."""
+
+    def __init__(self, study_name: str) -> None:
+        self.study_name = study_name
+
+
+def _hyperband(seed: int, epochs: int) -> BasePruner:
+    return SeededHyperband(seed, max_resource=epochs)
+
+
+def _median(_: int, epochs: int) -> BasePruner:
+    return MedianPruner(n_startup_trials=5, n_warmup_steps=min(1, epochs - 1))
+
+
+def _none(_: int, __: int) -> BasePruner:
+    return NopPruner()
+
+
+PRUNERS: Mapping[str, Callable[[int, int], BasePruner]] = {
+    "hyperband": _hyperband,
+    "median": _median,
+    "none": _none,
+}
+
+
+def make_pruner(name: str, study_seed: int, epochs: int) -> BasePruner:
+    """The pruner of a study whose trials train for `epochs`.
+
+    Raises:
+        UsageError: there is no pruner of that name.
+    """
+    if name not in PRUNERS:
+        raise unknown_name("--pruner", name, PRUNERS)
+    return PRUNERS[name](study_seed, epochs)

@@ -1,0 +1,112 @@
+"""The samplers, made afresh for each trial, so that a study can be replayed.
+
+A proposal depends on the study's seed, the trial's number and the history alone: it does not
+matter which process makes it, nor what that process did before.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
+
+from visweep.errors import unknown_name
+from visweep.search.seeds import seed_for
+from visweep.storage.slots import fixed_parameters
+from visweep.storage.specification import Space
+
+STARTUP_TRIALS = 10
+"""Random trials before a model-based sampler proposes."""
+
+
+def _tpe(seed: int, _: int) -> BaseSampler:
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+
+
+def _random(seed: int, _: int) -> BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _gp(seed: int, _: int) -> BaseSampler:
+    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+
+
+def _cmaes(seed: int, _: int) -> BaseSampler:
+    return optuna.samplers.CmaEsSampler(
+        seed=seed,
+        n_startup_trials=STARTUP_TRIALS,
+        warn_independent_sampling=False,
+        independent_sampler=optuna.samplers.RandomSampler(seed=seed),
+    )
+
+
+def _qmc(seed: int, study_seed: int) -> BaseSampler:
+    # One scrambled sequence serves the whole study, so its seed must not change with the trial.
+    return optuna.samplers.QMCSampler(
+        seed=study_seed,
+        scramble=True,
+        warn_independent_sampling=False,
+        independent_sampler=optuna.samplers.RandomSampler(seed=seed),
+    )
+
+
+SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
+    "tpe": _tpe,
+    "random": _random,
+    "gp": _gp,
+    "cmaes": _cmaes,
+    "qmc": _qmc,
+}
+
+
+def make_sampler(name: str, study_seed: int, number: int) -> BaseSampler:
+    """The sampler that proposes trial `number`.
+
+    Raises:
+        UsageError: there is no sampler of that name.
+    """
+    if name not in SAMPLERS:
+        raise unknown_name("--sampler", name, SAMPLERS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return SAMPLERS[name](seed_for(study_seed, "sampler", number), study_seed)
+
+
+def propose(
+    study: optuna.Study, sampler: BaseSampler, trial: FrozenTrial, space: Space
+) -> dict[str, Any]:
+    """Parameters for a trial that has not begun: what it was enqueued with, else the sampler's.
+
+    The sampler sees all trials of the study. (Optuna's own `ask` shows it those of one Hyperband
+    bracket only, which leaves a model-based sampler with a third of a short study.)
+    """
+    fixed = fixed_parameters(trial)
+    if set(space) <= set(fixed):
+        return {name: fixed[name] for name in space}
+    sampler.before_trial(study, trial)
+    relative_space = sampler.infer_relative_search_space(study, trial)
+    relative = sampler.sample_relative(study, trial, relative_space)
+    proposed: dict[str, Any] = {}
+    for name, distribution in space.items():
+        if name in fixed:
+            value = fixed[name]
+        elif distribution.single():
+            value = distribution.to_external_repr(_only_value(distribution))
+        elif name in relative:
+            value = relative[name]
+        else:
+            value = sampler.sample_independent(study, trial, name, distribution)
+        # Through the stored form and back: whoever adopts the trial reads the same value.
+        proposed[name] = distribution.to_external_repr(distribution.to_internal_repr(value))
+    return proposed
+
+
+def _only_value(distribution: optuna.distributions.BaseDistribution) -> float:
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return 0.0
+    low: float = distribution.low  # type: ignore[attr-defined]
+    return low

@@ -1,0 +1,112 @@
+"""Checking a space before the first trial: no point of it may be invalid.
+
+A space is data: parameter names to Optuna distributions. A parameter is named after the field of
+the model's or the training configuration that it replaces; `widths.0` is a tuple field's entry.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from visweep.config import ModelConfig, TrainConfig, with_parameters
+from visweep.errors import UsageError
+from visweep.storage.specification import Space
+
+MIN_TOKENS, MAX_TOKENS = 4, 256
+_MOST_POINTS = 20_000
+
+
+def patch_sizes(image_size: int, candidates: Sequence[int]) -> CategoricalDistribution:
+    """The candidates that divide the image and leave 4 to 256 tokens.
+
+    Raises:
+        UsageError: none does.
+    """
+    fitting = [
+        patch
+        for patch in candidates
+        if image_size % patch == 0 and MIN_TOKENS <= (image_size // patch) ** 2 <= MAX_TOKENS
+    ]
+    if not fitting:
+        listed = " ".join(map(str, candidates))
+        largest = max(candidates)
+        nearest = max(2 * largest, round(image_size / largest) * largest)
+        raise UsageError(
+            f"--image-size: {image_size} suits no patch_size of {listed} "
+            f"(it must divide the image and leave 4 to 256 tokens); try {nearest}"
+        )
+    return CategoricalDistribution(fitting)
+
+
+def check_space(space: Space, model: ModelConfig, train: TrainConfig) -> None:
+    """See that every point of a space is a valid configuration.
+
+    Only the ends of a numeric range are tried, in combination with each choice of the others.
+
+    Raises:
+        UsageError: naming the first invalid point.
+    """
+    for point in itertools.islice(corners(space), _MOST_POINTS):
+        try:
+            with_parameters(model, train, point)
+        except UsageError as e:
+            shown = ", ".join(f"{name}={value}" for name, value in point.items())
+            raise UsageError(f"--space: the point {shown} is invalid: {e}") from e
+
+
+def into_space(model: ModelConfig, space: Space) -> ModelConfig:
+    """The model with each field that falls outside the space set to the nearest value inside."""
+    changes = {}
+    for name, distribution in space.items():
+        value = getattr(model, name, None)
+        if isinstance(value, int | float) and not _contains(distribution, value):
+            choices = [v for v in _values(distribution, middle=False) if not isinstance(v, str)]
+            changes[name] = min(choices, key=lambda choice: abs(choice - value))
+    return model.replace(**changes)
+
+
+def check_point(point: Mapping[str, Any], space: Space) -> None:
+    """See that a point that someone enqueued lies in the space.
+
+    Raises:
+        UsageError: a name is not in the space, or a value not in its range.
+    """
+    for name, value in point.items():
+        if name not in space:
+            raise UsageError(f"enqueued parameter {name!r} is not in the space: {sorted(space)}")
+        if not _contains(space[name], value):
+            raise UsageError(f"enqueued {name}={value!r} is not in {space[name]}")
+
+
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except (ValueError, TypeError):
+        return False
+
+
+def corners(space: Space, middle: bool = False) -> Iterator[dict[str, Any]]:
+    """All combinations of choices and range ends (with `middle`, of range middles too)."""
+    values = [_values(distribution, middle) for distribution in space.values()]
+    for combination in itertools.product(*values):
+        yield dict(zip(space, combination, strict=True))
+
+
+def _values(distribution: BaseDistribution, middle: bool) -> list[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        centre = [(distribution.low + distribution.high) // 2] if middle else []
+        return sorted({distribution.low, distribution.high, *centre})
+    if isinstance(distribution, FloatDistribution):
+        return sorted({distribution.low, distribution.high})
+    raise UsageError(f"--space: unknown kind of distribution {distribution!r}")

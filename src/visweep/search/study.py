@@ -1,0 +1,142 @@
+"""Creating a study with its specification, and resuming it as what it was created."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+
+from visweep.errors import UsageError, unknown_name
+from visweep.search.spaces import check_point
+from visweep.storage.artifacts import Checkpoints
+from visweep.storage.engine import Storage, artifact_folder, storage_errors
+from visweep.storage.owner import this_process
+from visweep.storage.slots import Slots, fixed_parameters
+from visweep.storage.specification import (
+    BUDGET,
+    SPECIFICATION,
+    STUDY_ID,
+    Specification,
+    require_same,
+)
+
+STOP = "visweep:stop"
+"""Study attribute: set by `visweep stop`, cleared when the sweep is run again."""
+
+
+@dataclass(frozen=True)
+class OpenStudy:
+    """A study that this process works on.
+
+    Attributes:
+        study: Optuna's view of it.
+        study_id: Optuna's id of it.
+        storage: where it lies.
+        specification: its identity.
+        budget: how many trials it is to finish.
+        slots: its slots, as this process sees them.
+        checkpoints: where its trials keep their state.
+    """
+
+    study: optuna.Study
+    study_id: int
+    storage: Storage
+    specification: Specification
+    budget: int
+    slots: Slots
+    checkpoints: Checkpoints
+
+    @property
+    def name(self) -> str:
+        return self.study.study_name
+
+
+def open_study(
+    storage: Storage, name: str, specification: Specification, budget: int
+) -> OpenStudy:
+    """Create the study, or resume it, with room for `budget` trials in all.
+
+    Raises:
+        UsageError: the study exists under another identity, or is not ours.
+    """
+    with storage_errors(storage):
+        study = optuna.create_study(
+            study_name=name, storage=storage, direction="maximize", load_if_exists=True
+        )
+        study_id = study._study_id
+        attributes = study.user_attrs
+        if SPECIFICATION in attributes:
+            require_same(name, attributes[SPECIFICATION]["identity"], specification)
+        else:
+            _require_new(study)
+            study.set_user_attr(STUDY_ID, uuid.uuid4().hex)
+            study.set_user_attr(SPECIFICATION, {"identity": specification.identity()})
+        _check_enqueued(study, specification)
+        study.set_user_attr(BUDGET, budget)
+        study.set_user_attr(STOP, False)
+        slots = Slots(storage, study_id, this_process())
+        slots.set_budget(budget, first=specification.baseline())
+        return OpenStudy(
+            study=study,
+            study_id=study_id,
+            storage=storage,
+            specification=specification,
+            budget=budget,
+            slots=slots,
+            checkpoints=checkpoints_of(study, storage),
+        )
+
+
+def _require_new(study: optuna.Study) -> None:
+    """A study without specification is ours only if a kill fell between creating and storing."""
+    begun = [t for t in study.get_trials(deepcopy=False) if t.state.name != "WAITING"]
+    if begun or study.directions != [StudyDirection.MAXIMIZE]:
+        raise UsageError(
+            f"--study: {study.study_name!r} was made by another tool; give another name"
+        )
+
+
+def _check_enqueued(study: optuna.Study, specification: Specification) -> None:
+    waiting = (optuna.trial.TrialState.WAITING,)
+    for trial in study.get_trials(deepcopy=False, states=waiting):
+        check_point(fixed_parameters(trial), specification.space)
+
+
+def load_study(storage: Storage, name: str) -> optuna.Study:
+    """An existing study, to be read.
+
+    Raises:
+        UsageError: there is no study of that name; the nearest is suggested.
+    """
+    with storage_errors(storage):
+        names = optuna.get_all_study_names(storage)
+        if name not in names:
+            if not names:
+                raise UsageError(f"STUDY: {name!r} is not here: the storage holds no studies")
+            raise unknown_name("STUDY", name, names)
+        return optuna.load_study(study_name=name, storage=storage)
+
+
+def specification_of(study: optuna.Study) -> Specification:
+    """The specification stored in a study.
+
+    Raises:
+        UsageError: it has none: another tool made it.
+    """
+    stored: dict[str, Any] | None = study.user_attrs.get(SPECIFICATION)
+    if stored is None:
+        raise UsageError(f"STUDY: {study.study_name!r} was not made by visweep")
+    return Specification.from_identity(stored["identity"])
+
+
+def checkpoints_of(study: optuna.Study, storage: Storage) -> Checkpoints:
+    """Where a study's checkpoints lie; a deleted study of the same name had another folder."""
+    identifier = study.user_attrs.get(STUDY_ID, "unknown")
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in study.study_name)
+    url = storage.engine.url.render_as_string(hide_password=False)
+    folder: Path = artifact_folder(url) / f"{safe[:60]}-{identifier[:8]}"
+    return Checkpoints(folder)

@@ -1,0 +1,88 @@
+"""What a sweep came to: the best trials, and what pruning saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.table import Table
+
+from visweep.search import text
+from visweep.storage.slots import FINISHED
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What pruning saved.
+
+    Attributes:
+        epochs: trained in all.
+        full: epochs that the same trials would have taken unpruned.
+        seconds: saved, at each pruned trial's own pace.
+    """
+
+    epochs: int
+    full: int
+    seconds: float
+
+
+def savings(trials: list[FrozenTrial], epochs: int) -> Savings:
+    """What pruning saved over finished trials of `epochs` each."""
+    run = {t.number: len(t.intermediate_values) for t in trials}
+    saved = 0.0
+    for trial in trials:
+        done = run[trial.number]
+        if trial.state == TrialState.PRUNED and done:
+            saved += trial.user_attrs.get("seconds", 0.0) / done * (epochs - done)
+    return Savings(sum(run.values()), len(trials) * epochs, saved)
+
+
+def finished(study: Study) -> list[FrozenTrial]:
+    """The finished trials, best first."""
+    trials = [t for t in study.get_trials(deepcopy=False) if t.state in FINISHED]
+    return sorted(trials, key=lambda t: (-(t.value or 0.0), t.number))
+
+
+def print_summary(console: Console, study: Study, epochs: int) -> None:
+    """The best five trials, what pruning saved, and how to see more."""
+    trials = finished(study)
+    if not trials:
+        return
+    console.print(best_table(trials[:5]))
+    spent = savings(trials, epochs)
+    share = 1 - spent.epochs / spent.full if spent.full else 0.0
+    pruned = sum(t.state == TrialState.PRUNED for t in trials)
+    middle = median(t.value or 0.0 for t in trials)
+    for line in (
+        f"{len(trials)} trials finished, {pruned} of them pruned; "
+        f"median {text.percent(middle)}",
+        f"pruning saved {spent.full - spent.epochs} of {spent.full} epochs "
+        f"({100 * share:.0f} %), about {text.duration(spent.seconds)}",
+        "The best of many is flattered by chance: train it again with other seeds before you "
+        "trust it.",
+        f"see more:   visweep report {study.study_name}",
+        f"train best: visweep train --study {study.study_name}",
+    ):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def best_table(trials: list[FrozenTrial]) -> Table:
+    """Trials as a table, parameters in columns."""
+    names = list(dict.fromkeys(name for t in trials for name in t.params))
+    table = Table(title="best trials", title_justify="left", header_style="bold")
+    for heading in ("trial", "val accuracy", "train accuracy", "epochs", "params", *names):
+        table.add_column(heading, justify="right")
+    for trial in trials:
+        attributes = trial.user_attrs
+        table.add_row(
+            f"{trial.number}{' (baseline)' if trial.number == 0 else ''}",
+            text.percent(trial.value or 0.0),
+            text.percent(attributes["train_accuracy"]) if "train_accuracy" in attributes else "—",
+            str(len(trial.intermediate_values)),
+            text.count(attributes["num_params"]) if "num_params" in attributes else "—",
+            *(text.value(trial.params.get(name, "—")) for name in names),
+        )
+    return table

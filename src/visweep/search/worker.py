@@ -1,0 +1,279 @@
+"""The worker: takes a slot, asks for parameters, trains, reports, prunes. Nothing else meets both
+the trainer and the storage."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.trial import FrozenTrial, TrialState
+
+from visweep.config import with_parameters
+from visweep.data.resident import ResidentData
+from visweep.errors import CheckpointError, StorageError, VisweepError
+from visweep.search.heartbeat import Heartbeat
+from visweep.search.interrupt import Interrupt
+from visweep.search.pruners import make_pruner
+from visweep.search.samplers import make_sampler, propose
+from visweep.search.study import STOP, OpenStudy
+from visweep.search.watch import Progress, TrialView, Watcher
+from visweep.storage.engine import storage_errors
+from visweep.storage.slots import FINISHED, Lease, LeaseLost
+from visweep.storage.specification import provenance
+from visweep.training.fit import EpochResult, FitResult, fit
+
+KEPT_CHECKPOINTS = 3
+"""The best so many finished trials keep their weights."""
+SAME_FAILURES = 3
+"""So many trials in a row that fail for the same cause stop the sweep."""
+_POLL_SECONDS = 1.0
+
+Trainer = Callable[..., FitResult]
+
+
+class SweepFailed(VisweepError):
+    """The sweep cannot go on: several trials in a row failed for the same cause."""
+
+
+class Worker:
+    """Runs trials of one study until none is left or it is interrupted.
+
+    Args:
+        opened: the study.
+        data: the images, on the training device.
+        watcher: hears of every step.
+        interrupt: asks to stop.
+    """
+
+    def __init__(
+        self, opened: OpenStudy, data: ResidentData, watcher: Watcher, interrupt: Interrupt
+    ) -> None:
+        self.opened = opened
+        self.data = data
+        self.watcher = watcher
+        self.interrupt = interrupt
+        spec = opened.specification
+        self.pruner = make_pruner(spec.pruner, spec.seed, spec.train.epochs)
+        self.provenance = provenance(str(data.device))
+        self._stop_asked = False
+
+    def run(self) -> None:
+        """Work until every slot is finished, or the interrupt has a reason.
+
+        Raises:
+            SweepFailed: see `SAME_FAILURES`.
+            StorageError: the storage failed; every finished trial is kept.
+        """
+        with storage_errors(self.opened.storage):
+            self.watcher.opened(self.opened.name, self.progress())
+            while not self._should_stop():
+                lease = self.opened.slots.take()
+                if lease is not None:
+                    self._work_on(lease)
+                elif self.opened.slots.unfinished():
+                    # Another worker is at it; should it die, its trial can be adopted here.
+                    time.sleep(_POLL_SECONDS)
+                else:
+                    break
+
+    def progress(self) -> Progress:
+        """How far the study is, all workers counted."""
+        trials = self.opened.study.get_trials(deepcopy=False)
+        count = {state: sum(t.state == state for t in trials) for state in TrialState}
+        finished = [t for t in trials if t.state in FINISHED and t.value is not None]
+        best = max(finished, key=lambda t: (t.value, -t.number), default=None)
+        return Progress(
+            budget=self.opened.budget,
+            complete=count[TrialState.COMPLETE],
+            pruned=count[TrialState.PRUNED],
+            failed=count[TrialState.FAIL],
+            running=count[TrialState.RUNNING],
+            best=None if best is None else (best.number, best.value or 0.0, best.params),
+        )
+
+    def _should_stop(self) -> bool:
+        if not self.interrupt.reason and self.opened.study.user_attrs.get(STOP):
+            self.interrupt.ask("`visweep stop` was called")
+        return bool(self.interrupt.reason)
+
+    def _work_on(self, lease: Lease) -> None:
+        try:
+            with Heartbeat(self.opened.slots, lease) as heartbeat:
+                spec = self.opened.specification
+                self.opened.study.sampler = make_sampler(spec.sampler, spec.seed, lease.number)
+                if not lease.adopted:
+                    self._propose(lease)
+                _TrialRun(self, lease, heartbeat).run()
+        except LeaseLost as e:
+            self.watcher.note(str(e))
+        except BaseException:
+            self.opened.slots.release(lease)
+            raise
+
+    def _propose(self, lease: Lease) -> None:
+        spec, study = self.opened.specification, self.opened.study
+        waiting = self.opened.storage.get_trial(lease.trial_id)
+        parameters = propose(study, study.sampler, waiting, spec.space)
+        self.opened.slots.begin(lease, parameters, spec.space)
+
+
+class _TrialRun:
+    """One trial, from its lease to its end."""
+
+    def __init__(self, worker: Worker, lease: Lease, heartbeat: Heartbeat) -> None:
+        self.worker = worker
+        self.opened = worker.opened
+        self.lease = lease
+        self.heartbeat = heartbeat
+        self.spec = worker.opened.specification
+        self.parameters = self.frozen().params
+        self.curve: dict[int, float] = {}
+        self.pruned = False
+        self.seconds = 0.0
+
+    def frozen(self) -> FrozenTrial:
+        return self.opened.storage.get_trial(self.lease.trial_id)
+
+    def view(self, **changes: Any) -> TrialView:
+        shown = TrialView(
+            number=self.lease.number,
+            parameters=self.parameters,
+            epochs=self.spec.train.epochs,
+            curve=tuple(self.curve[epoch] for epoch in sorted(self.curve)),
+            seconds=self.seconds,
+            adopted=self.lease.adopted,
+        )
+        return replace(shown, **changes)
+
+    def run(self) -> None:
+        self.worker.watcher.began(self.view(), self.worker.progress())
+        checkpoint = self.opened.checkpoints.inherit(self.lease.number, self.lease.generation)
+        try:
+            result = self._fit(checkpoint)
+        except (StorageError, LeaseLost, optuna.exceptions.StorageInternalError, OSError):
+            raise
+        except Exception as e:
+            self._fail(e)
+            return
+        if self._is_interrupted(result):
+            self.opened.slots.release(self.lease)
+        else:
+            self._finish(result)
+
+    def _fit(self, checkpoint: Path) -> FitResult:
+        model, train = with_parameters(self.spec.model, self.spec.train, self.parameters)
+        arguments: dict[str, Any] = {"on_epoch": self.on_epoch, "checkpoint": checkpoint}
+        try:
+            return fit(model, train, self.worker.data, **arguments)
+        except CheckpointError as e:
+            self.worker.watcher.note(f"trial {self.lease.number} begins anew: {e}")
+            checkpoint.unlink(missing_ok=True)
+            return fit(model, train, self.worker.data, **arguments)
+
+    def on_epoch(self, result: EpochResult) -> bool:
+        """Report one epoch; returns True to stop, be it pruned or interrupted."""
+        self.heartbeat.check()
+        self.curve[result.epoch] = result.mean_val_accuracy
+        self.seconds += result.train_seconds + result.val_seconds
+        self.opened.storage.set_trial_intermediate_value(
+            self.lease.trial_id, result.epoch, result.mean_val_accuracy
+        )
+        if result.replayed:
+            return False
+        self.worker.watcher.advanced(self.view())
+        self.pruned = result.epoch < self.spec.train.epochs and self._should_prune()
+        return self.pruned or self.worker._should_stop()
+
+    def _should_prune(self) -> bool:
+        pruner: BasePruner = self.worker.pruner
+        decided = pruner.prune(self.opened.study, self.frozen())
+        # The baseline is what everything is compared with, so it runs to its end.
+        return decided and self.lease.number != 0
+
+    def _is_interrupted(self, result: FitResult) -> bool:
+        return result.ended == "stopped" and not self.pruned
+
+    def _finish(self, result: FitResult) -> None:
+        """Attributes first: a trial that is told is complete in every respect."""
+        self.heartbeat.check()
+        epochs = len(result.history)
+        ended = f"pruned at epoch {epochs}" if result.ended == "stopped" else result.ended
+        self.opened.storage.set_trial_attributes(
+            self.lease.trial_id, {**_attributes(result), "ended": ended, **self._whereabouts()}
+        )
+        if result.ended == "completed":
+            state, values = TrialState.COMPLETE, result.history[-1].mean_val_accuracy
+            self.opened.study.tell(self.lease.number, values, state)
+        else:
+            state = TrialState.PRUNED
+            self.opened.study.tell(self.lease.number, state=state)
+        self.opened.slots.release(self.lease)
+        self._thin_checkpoints()
+        shown = self.view(state=state.name.lower(), ended=ended, seconds=result.seconds)
+        self.worker.watcher.ended(shown, self.worker.progress())
+
+    def _whereabouts(self) -> dict[str, Any]:
+        return {"device": str(self.worker.data.device), "provenance": self.worker.provenance}
+
+    def _thin_checkpoints(self) -> None:
+        trials = self.opened.study.get_trials(deepcopy=False)
+        finished = [t for t in trials if t.state.is_finished()]
+        ranked = sorted(
+            (t for t in finished if t.state == TrialState.COMPLETE),
+            key=lambda t: t.value or 0.0,
+            reverse=True,
+        )
+        keep = {t.number for t in ranked[:KEPT_CHECKPOINTS]}
+        self.opened.checkpoints.thin({t.number for t in finished}, keep)
+
+    def _fail(self, error: Exception) -> None:
+        """Record the failure; its slot becomes free for a new trial."""
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        trace = "".join(traceback.format_exception(error))
+        self.opened.storage.set_trial_attributes(
+            self.lease.trial_id,
+            {"ended": f"failed: {cause}", "traceback": trace, **self._whereabouts()},
+        )
+        self.opened.study.tell(self.lease.number, state=TrialState.FAIL)
+        self.opened.slots.release(self.lease)
+        shown = self.view(state="failed", ended=cause)
+        self.worker.watcher.ended(shown, self.worker.progress())
+        if self._failed_alike() >= SAME_FAILURES:
+            raise SweepFailed(
+                f"{SAME_FAILURES} trials in a row failed for the same cause: {cause}"
+            ) from error
+        self.opened.slots.set_budget(self.opened.budget)
+
+    def _failed_alike(self) -> int:
+        """How many of the last finished trials failed for the cause of the last one."""
+        trials = self.opened.study.get_trials(deepcopy=False)
+        ended = [t for t in trials if t.state.is_finished() and t.datetime_complete is not None]
+        ended.sort(key=lambda t: t.datetime_complete, reverse=True)
+        count = 0
+        for trial in ended:
+            same = trial.user_attrs.get("ended") == ended[0].user_attrs.get("ended")
+            if trial.state != TrialState.FAIL or not same:
+                break
+            count += 1
+        return count
+
+
+def _attributes(result: FitResult) -> dict[str, Any]:
+    last = result.history[-1]
+    return {
+        "val_loss": fmean(last.val_loss),
+        "train_accuracy": fmean(result.train_accuracy),
+        "val_accuracy_per_seed": list(last.val_accuracy),
+        "epochs": len(result.history),
+        "seconds": round(result.seconds, 3),
+        "images_per_second": round(result.images_per_second, 1),
+        "peak_memory_bytes": result.peak_memory,
+        "num_params": result.num_params,
+    }

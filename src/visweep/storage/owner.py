@@ -1,0 +1,83 @@
+"""Who holds a lease, and whether that process is still there."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process, told apart from a later one with the same number.
+
+    Attributes:
+        host: the machine's name.
+        boot: changes with every start of the machine; empty where the system does not tell.
+        pid: the process's number.
+        start: when it started, in the system's own ticks; empty where the system does not tell.
+    """
+
+    host: str
+    boot: str
+    pid: int
+    start: str
+
+    def to_text(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> Owner:
+        return cls(**json.loads(text))
+
+    def is_gone(self) -> bool:
+        """True if this process ran on this machine and surely no longer does."""
+        if self.host != platform.node():
+            return False
+        if self.boot != _boot():
+            return True
+        return not _is_alive(self.pid) or _start(self.pid) != self.start
+
+
+def this_process() -> Owner:
+    """The calling process, as an owner of leases."""
+    return Owner(platform.node(), _boot(), os.getpid(), _start(os.getpid()))
+
+
+@cache
+def _boot() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _start(pid: int) -> str:
+    """Field 22 of /proc/PID/stat; the second field may itself hold spaces and brackets."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]
+
+
+def _is_alive(pid: int) -> bool:
+    if sys.platform == "win32":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] == "Z"

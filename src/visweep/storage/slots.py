@@ -1,0 +1,321 @@
+"""Slots: which trials a study has room for, and who may run each.
+
+A slot is a trial of the study with a row in `visweep_slots`. A study with budget N has exactly N
+slots that have not failed. A worker takes a slot by a lease, writes the trial's parameters and its
+RUNNING state in one transaction, and renews the lease while it trains. Trials that other tools
+added have no row; they are kept and not counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.orm
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from visweep.errors import VisweepError
+from visweep.storage.engine import Storage
+from visweep.storage.owner import Owner
+from visweep.storage.schema import slots
+
+trials: sa.Table = models.TrialModel.__table__
+params: sa.Table = models.TrialParamModel.__table__
+system_attributes: sa.Table = models.TrialSystemAttributeModel.__table__
+
+LEASE_SECONDS = 60.0
+"""A lease from another machine is dead when its heartbeat stood still for this long."""
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+_FIXED = "fixed_params"
+"""Optuna's key for the parameters of an enqueued trial."""
+
+
+class LeaseLost(VisweepError):
+    """Another worker has adopted the trial; whatever this one still does would not count."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to run one trial.
+
+    Attributes:
+        trial_id: Optuna's id of the trial.
+        number: its number in the study.
+        generation: how often the slot has been leased, this time included.
+        adopted: the trial was begun under an earlier lease; its parameters stand.
+    """
+
+    trial_id: int
+    number: int
+    generation: int
+    adopted: bool
+
+
+@dataclass(frozen=True)
+class _Slot:
+    trial_id: int
+    number: int
+    state: TrialState
+    owner: Owner | None
+    generation: int
+    heartbeat: int
+
+
+class Slots:
+    """The slots of one study, as one worker sees them.
+
+    Args:
+        storage: where the study lies.
+        study_id: Optuna's id of the study.
+        owner: the worker that leases.
+        lease_seconds: after how long a silent lease from another machine is dead.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        study_id: int,
+        owner: Owner,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
+        self._storage = storage
+        self._study_id = study_id
+        self._owner = owner
+        self._lease_seconds = lease_seconds
+        # No clocks of two machines are compared: a heartbeat is timed by who watches it.
+        self._seen: dict[int, tuple[tuple[int, int], float]] = {}
+
+    def set_budget(self, budget: int, first: Mapping[str, Any] | None = None) -> None:
+        """Make it exactly `budget` slots, as far as that removes no trial that was started.
+
+        Args:
+            budget: how many trials the study is to finish.
+            first: the parameters of the first slot that a new study gets.
+        """
+        with self._storage.transaction() as connection:
+            self._enrol_enqueued(connection)
+            counted = [s for s in self._slots(connection) if s.state != TrialState.FAIL]
+            surplus = len(counted) - budget
+            if surplus > 0:
+                self._remove_waiting(connection, counted, surplus)
+            for _ in range(-surplus):
+                self._add(connection, first if not self._has_trials(connection) else None)
+
+    def take(self) -> Lease | None:
+        """Lease a slot: first of a trial whose worker died, else the next waiting one.
+
+        Returns None when every slot is finished or held by a worker that lives.
+        """
+        with self._storage.transaction() as connection:
+            for slot in self._unfinished(connection):
+                if self._is_free(slot):
+                    return self._lease(connection, slot)
+        return None
+
+    def unfinished(self) -> int:
+        """How many slots still wait or run, whoever holds them."""
+        with self._storage.transaction() as connection:
+            return len(self._unfinished(connection))
+
+    def begin(
+        self,
+        lease: Lease,
+        parameters: Mapping[str, Any],
+        space: Mapping[str, BaseDistribution],
+    ) -> None:
+        """Write a leased trial's parameters and set it RUNNING, in one transaction.
+
+        Raises:
+            LeaseLost: the lease is no longer held.
+        """
+        with self._storage.transaction() as connection:
+            self._require(connection, lease)
+            for name, distribution in space.items():
+                connection.execute(
+                    sa.insert(params).values(
+                        trial_id=lease.trial_id,
+                        param_name=name,
+                        param_value=distribution.to_internal_repr(parameters[name]),
+                        distribution_json=distribution_to_json(distribution),
+                    )
+                )
+            connection.execute(
+                sa.update(trials)
+                .where(trials.c.trial_id == lease.trial_id)
+                .values(state=TrialState.RUNNING, datetime_start=_utc_now())
+            )
+
+    def renew(self, lease: Lease) -> None:
+        """Show that this worker lives.
+
+        Raises:
+            LeaseLost: the lease is no longer held.
+        """
+        with self._storage.transaction() as connection:
+            self._require(connection, lease)
+            connection.execute(
+                sa.update(slots)
+                .where(slots.c.trial_id == lease.trial_id)
+                .values(heartbeat=slots.c.heartbeat + 1)
+            )
+
+    def release(self, lease: Lease) -> None:
+        """Give the slot back; the trial can be leased again at once."""
+        with self._storage.transaction() as connection:
+            connection.execute(
+                sa.update(slots)
+                .where(
+                    slots.c.trial_id == lease.trial_id, slots.c.generation == lease.generation
+                )
+                .values(owner=None)
+            )
+
+    def _require(self, connection: sa.Connection, lease: Lease) -> None:
+        held = connection.execute(
+            sa.select(slots.c.generation, slots.c.owner).where(
+                slots.c.trial_id == lease.trial_id
+            )
+        ).first()
+        if held is None or tuple(held) != (lease.generation, self._owner.to_text()):
+            raise LeaseLost(f"trial {lease.number} was adopted by another worker")
+
+    def _slots(self, connection: sa.Connection) -> list[_Slot]:
+        rows = connection.execute(
+            sa.select(
+                trials.c.trial_id,
+                trials.c.number,
+                trials.c.state,
+                slots.c.owner,
+                slots.c.generation,
+                slots.c.heartbeat,
+            )
+            .join(slots, slots.c.trial_id == trials.c.trial_id)
+            .where(trials.c.study_id == self._study_id)
+            .order_by(trials.c.number)
+        )
+        return [
+            _Slot(
+                trial_id=row.trial_id,
+                number=row.number,
+                state=row.state,
+                owner=None if row.owner is None else Owner.from_text(row.owner),
+                generation=row.generation,
+                heartbeat=row.heartbeat,
+            )
+            for row in rows
+        ]
+
+    def _unfinished(self, connection: sa.Connection) -> list[_Slot]:
+        """Trials that were begun come first, so that they are not left behind."""
+        found = [s for s in self._slots(connection) if not s.state.is_finished()]
+        return sorted(found, key=lambda s: (s.state != TrialState.RUNNING, s.number))
+
+    def _is_free(self, slot: _Slot) -> bool:
+        if slot.owner is None or slot.owner == self._owner or slot.owner.is_gone():
+            return True
+        beat = (slot.generation, slot.heartbeat)
+        seen, since = self._seen.get(slot.trial_id, (None, 0.0))
+        if seen != beat:
+            self._seen[slot.trial_id] = (beat, time.monotonic())
+            return False
+        return time.monotonic() - since > self._lease_seconds
+
+    def _lease(self, connection: sa.Connection, slot: _Slot) -> Lease:
+        generation = slot.generation + 1
+        connection.execute(
+            sa.update(slots)
+            .where(slots.c.trial_id == slot.trial_id)
+            .values(owner=self._owner.to_text(), generation=generation, heartbeat=0)
+        )
+        adopted = slot.state == TrialState.RUNNING
+        return Lease(slot.trial_id, slot.number, generation, adopted)
+
+    def _enrol_enqueued(self, connection: sa.Connection) -> None:
+        """Trials that a user enqueued take slots."""
+        enqueued = connection.execute(
+            sa.select(trials.c.trial_id)
+            .outerjoin(slots, slots.c.trial_id == trials.c.trial_id)
+            .where(
+                trials.c.study_id == self._study_id,
+                trials.c.state == TrialState.WAITING,
+                slots.c.trial_id.is_(None),
+            )
+        ).scalars()
+        for trial_id in list(enqueued):
+            self._enrol(connection, trial_id)
+
+    def _enrol(self, connection: sa.Connection, trial_id: int) -> None:
+        connection.execute(
+            sa.insert(slots).values(trial_id=trial_id, study_id=self._study_id)
+        )
+
+    def _has_trials(self, connection: sa.Connection) -> bool:
+        query = sa.select(trials.c.trial_id).where(trials.c.study_id == self._study_id)
+        return connection.execute(query.limit(1)).first() is not None
+
+    def _add(self, connection: sa.Connection, fixed: Mapping[str, Any] | None) -> None:
+        attributes = {} if fixed is None else {_FIXED: dict(fixed)}
+        template = create_trial(state=TrialState.WAITING, system_attrs=attributes)
+        with sqlalchemy.orm.Session(bind=connection) as session:
+            trial = self._storage._get_prepared_new_trial(self._study_id, template, session)
+            session.flush()
+            trial_id = trial.trial_id
+        self._enrol(connection, trial_id)
+
+    def _remove_waiting(
+        self, connection: sa.Connection, counted: list[_Slot], surplus: int
+    ) -> None:
+        """Remove up to `surplus` waiting slots, the newest first and enqueued ones last.
+
+        Optuna numbers a new trial by how many there are, so only the study's last trial may
+        vanish; a slot in between is closed as a failed trial, which nothing counts.
+        """
+        enqueued = self._enqueued_ids(connection)
+        waiting = [s for s in counted if s.state == TrialState.WAITING and self._is_free(s)]
+        waiting.sort(key=lambda s: (s.trial_id in enqueued, -s.number))
+        for slot in waiting[:surplus]:
+            connection.execute(sa.delete(slots).where(slots.c.trial_id == slot.trial_id))
+            if slot.number == self._last_number(connection):
+                connection.execute(
+                    sa.delete(system_attributes).where(
+                        system_attributes.c.trial_id == slot.trial_id
+                    )
+                )
+                connection.execute(sa.delete(trials).where(trials.c.trial_id == slot.trial_id))
+            else:
+                connection.execute(
+                    sa.update(trials)
+                    .where(trials.c.trial_id == slot.trial_id)
+                    .values(state=TrialState.FAIL)
+                )
+
+    def _enqueued_ids(self, connection: sa.Connection) -> set[int]:
+        return set(
+            connection.execute(
+                sa.select(system_attributes.c.trial_id).where(
+                    system_attributes.c.key == _FIXED
+                )
+            ).scalars()
+        )
+
+    def _last_number(self, connection: sa.Connection) -> int | None:
+        return connection.execute(
+            sa.select(sa.func.max(trials.c.number)).where(trials.c.study_id == self._study_id)
+        ).scalar_one()
+
+
+def fixed_parameters(trial: FrozenTrial) -> dict[str, Any]:
+    """The parameters that an enqueued trial asks for; empty when the sampler may choose."""
+    return dict(trial.system_attrs.get(_FIXED, {}))
+
+
+def _utc_now() -> datetime:
+    """Optuna stores times as naive UTC."""
+    return datetime.now(UTC).replace(tzinfo=None)

@@ -1,0 +1,167 @@
+"""What a study is: stored in it when it is created, and compared when it is resumed.
+
+Its identity must be the same on every machine that works on the study. Its provenance tells who
+ran a trial with what; it is recorded and never compared.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
+
+from visweep.config import DataConfig, ModelConfig, TrainConfig, from_json, to_json
+from visweep.errors import SpecificationMismatch
+
+SPECIFICATION = "visweep:specification"
+BUDGET = "visweep:budget"
+STUDY_ID = "visweep:id"
+"""Keys of a study's user attributes."""
+
+Space = Mapping[str, BaseDistribution]
+
+_PACKAGES = ("visweep", "torch", "torchvision", "optuna", "sqlalchemy", "numpy")
+
+
+@dataclass(frozen=True)
+class Specification:
+    """The identity of a study.
+
+    Attributes:
+        space: what is searched; names of configuration fields to Optuna distributions.
+        data: which images; `data_dir` is local and left out.
+        fingerprint: of the images' content.
+        model: the baseline; a trial replaces the fields that the space names.
+        train: how each trial is trained, its precision resolved.
+        sampler: name of the sampler.
+        pruner: name of the pruner.
+        seed: of the study; every proposal follows from it and the history.
+    """
+
+    space: Space
+    data: DataConfig
+    fingerprint: str
+    model: ModelConfig
+    train: TrainConfig
+    sampler: str
+    pruner: str
+    seed: int
+
+    def identity(self) -> dict[str, Any]:
+        """As JSON values."""
+        data = to_json(self.data)
+        del data["data_dir"]
+        return {
+            "space": {name: distribution_to_json(d) for name, d in self.space.items()},
+            "data": {**data, "fingerprint": self.fingerprint},
+            "model": to_json(self.model),
+            "train": to_json(self.train),
+            "sampler": {"name": self.sampler},
+            "pruner": {"name": self.pruner},
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_identity(cls, identity: Mapping[str, Any]) -> Specification:
+        """The specification that `identity` described."""
+        data = dict(identity["data"])
+        fingerprint = data.pop("fingerprint")
+        return cls(
+            space={n: json_to_distribution(text) for n, text in identity["space"].items()},
+            data=from_json(data),
+            fingerprint=fingerprint,
+            model=from_json(identity["model"]),
+            train=from_json(identity["train"]),
+            sampler=identity["sampler"]["name"],
+            pruner=identity["pruner"]["name"],
+            seed=identity["seed"],
+        )
+
+    def baseline(self) -> dict[str, Any]:
+        """The baseline configuration as a point of the space."""
+        return {name: self._field(name) for name in self.space}
+
+    def _field(self, name: str) -> Any:
+        field, _, index = name.partition(".")
+        owner = self.model if hasattr(self.model, field) else self.train
+        value = getattr(owner, field)
+        return value[int(index)] if index else value
+
+
+def require_same(study: str, stored: Mapping[str, Any], wanted: Specification) -> None:
+    """See that a study is resumed as what it was created.
+
+    Raises:
+        SpecificationMismatch: with the first field that differs and both its values.
+    """
+    before, now = dict(_leaves(stored)), dict(_leaves(wanted.identity()))
+    differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    if not differing:
+        return
+    # A changed fingerprint follows from changed options, so any other field explains more.
+    name = next((n for n in differing if n != "data.fingerprint"), differing[0])
+    more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+    if name == "data.fingerprint":
+        message = (
+            f"the content of the data changed since it began (fingerprint {before[name][:12]}, "
+            f"now {now[name][:12]})"
+        )
+    else:
+        message = f"{name} was {before.get(name)!r}, now {now.get(name)!r}{more}"
+    raise SpecificationMismatch(f"study {study!r}: {message}; start another one with --study NAME")
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """Where and with what a trial is run; JSON values."""
+    return {
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "host": platform.node(),
+        "device": device,
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str | None:
+    """The commit of our own source, where it is a git checkout."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None

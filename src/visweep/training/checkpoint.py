@@ -1,0 +1,100 @@
+"""Checkpoints: one file per run, written whole or not at all, refused unless intact and its own.
+
+The file is a line that names the format, a line with the SHA-256 of the rest, and `torch.save`'s
+bytes. It is read with `weights_only=True`, so that a foreign file cannot run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from visweep.errors import CheckpointError
+
+_FORMAT = b"visweep checkpoint 1\n"
+Result = TypeVar("Result")
+
+
+def write(
+    path: Path, identity: Mapping[str, Any], history: Sequence[Any], tensors: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint: after this returns, it is on the disk under `path`, complete.
+
+    Args:
+        identity: what run it belongs to; JSON values.
+        history: dataclasses of JSON values, one per epoch.
+        tensors: nested mappings and lists of tensors.
+    """
+    buffer = io.BytesIO()
+    described = json.dumps(
+        {"identity": identity, "history": [dataclasses.asdict(r) for r in history]}
+    )
+    torch.save({"described": described, "tensors": tensors}, buffer)
+    payload = buffer.getbuffer()
+    write_atomically(path, _FORMAT, hashlib.sha256(payload).hexdigest().encode() + b"\n", payload)
+
+
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file that is either the old one or the complete new one, even after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read(
+    path: Path, identity: Mapping[str, Any], result: type[Result], device: torch.device
+) -> tuple[list[Result], dict[str, Any]]:
+    """The history and tensors of a checkpoint.
+
+    Raises:
+        CheckpointError: it is damaged, or was written by a run of another identity.
+    """
+    payload = _payload(path)
+    saved = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    described = json.loads(saved["described"])
+    expected = json.loads(json.dumps(identity))
+    for field, value in expected.items():
+        if described["identity"].get(field) != value:
+            raise CheckpointError(f"{path}: belongs to another run (its {field} differs)")
+    history = described["history"]
+    return [
+        result(**{**_tuples(values), "replayed": index < len(history) - 1})
+        for index, values in enumerate(history)
+    ], saved["tensors"]
+
+
+def _payload(path: Path) -> bytes:
+    content = path.read_bytes()
+    checksum, _, payload = content[len(_FORMAT) :].partition(b"\n")
+    if not content.startswith(_FORMAT):
+        raise CheckpointError(f"{path}: not a visweep checkpoint")
+    if hashlib.sha256(payload).hexdigest().encode() != checksum:
+        raise CheckpointError(f"{path}: damaged or half-written (its checksum does not match)")
+    return payload
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}

@@ -1,0 +1,71 @@
+"""Which device and which number format to train on."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+
+import torch
+
+from visweep.config import Precision, TrainConfig
+from visweep.errors import UsageError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU where there is one.
+
+    Raises:
+        UsageError: the name is none of these, or this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"--device: unknown device {name!r}; accepted: auto, cpu, cuda, cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError(f"--device {name}: no CUDA device here; accepted: auto, cpu")
+        if (device.index or 0) >= torch.cuda.device_count():
+            last = torch.cuda.device_count() - 1
+            raise UsageError(f"--device {name}: no such GPU; accepted: cuda:0 to cuda:{last}")
+    return device
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """What `auto` means on this device: bfloat16 where it has instructions for it."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+    return "bfloat16" if _cpu_has_bfloat16() else "float32"
+
+
+def _cpu_has_bfloat16() -> bool:
+    capabilities = torch.backends.cpu.get_capabilities() if _has_capabilities() else {}
+    if capabilities:
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _has_capabilities() -> bool:
+    return hasattr(torch.backends.cpu, "get_capabilities")
+
+
+def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """The number format of the forward and backward pass."""
+    dtype: torch.dtype = getattr(torch, resolve_precision(config.precision, device))
+    return dtype
+
+
+def master_dtype(compute: torch.dtype) -> torch.dtype:
+    """The number format of the weights that the optimiser updates."""
+    return torch.float64 if compute == torch.float64 else torch.float32
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that this process has held, on the GPU if it trains there."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024

@@ -1,0 +1,55 @@
+"""Accuracy and loss of a stacked model on images it does not learn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visweep.data.resident import ResidentData, ResidentSplit
+
+BATCH_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One number per replica.
+
+    Attributes:
+        loss: mean cross-entropy in nats, without label smoothing.
+        accuracy: fraction of images classified correctly.
+    """
+
+    loss: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, data: ResidentData, split: ResidentSplit, replicas: int, dtype: torch.dtype
+) -> Evaluation:
+    """Evaluate with the plain transform and dropout off; the model is left in training mode."""
+    loss = torch.zeros(replicas, dtype=torch.float64, device=data.device)
+    correct = torch.zeros(replicas, dtype=torch.int64, device=data.device)
+    model.eval()
+    for start in range(0, len(split), BATCH_SIZE):
+        labels = split.labels[start : start + BATCH_SIZE].expand(replicas, -1)
+        logits = predict(model, data, split.images[start : start + BATCH_SIZE], replicas, dtype)
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        loss += losses.view(replicas, -1).sum(1)
+        correct += (logits.argmax(-1) == labels).sum(1)
+    model.train()
+    return Evaluation(
+        tuple((loss / len(split)).tolist()), tuple((correct / len(split)).tolist())
+    )
+
+
+def predict(
+    model: nn.Module, data: ResidentData, images: Tensor, replicas: int, dtype: torch.dtype
+) -> Tensor:
+    """Logits (K, B, classes), at least float32, for uint8 images (B, C, H, W)."""
+    normal = data.normalise(images, dtype)
+    logits: Tensor = model(normal.expand(replicas, *normal.shape))
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,275 @@
+"""The shared trainer: `fit` trains K replicas of one configuration in one pass.
+
+It knows nothing of searches. Whoever calls it hears of every epoch and may stop it there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visweep import models
+from visweep.config import ModelConfig, TrainConfig, to_json
+from visweep.data.dataset import Dataset
+from visweep.data.resident import Augmenter, ResidentData, to_device
+from visweep.draws import Draws
+from visweep.errors import UsageError
+from visweep.models.layers import initialise
+from visweep.training import checkpoint as checkpoints
+from visweep.training.device import (
+    compute_dtype,
+    master_dtype,
+    peak_memory,
+    resolve_device,
+    resolve_precision,
+)
+from visweep.training.evaluate import Evaluation, evaluate
+from visweep.training.optimizer import AdamW, FlatParameters, schedule
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch gave; a tuple holds one number per replica.
+
+    Attributes:
+        epoch: from 1.
+        train_loss: mean over the epoch's steps, with label smoothing, dropout and augmentation.
+        val_loss: mean cross-entropy on the validation images, in nats.
+        val_accuracy: fraction of the validation images classified correctly.
+        train_seconds: spent on training steps.
+        val_seconds: spent on evaluation.
+        images: training images seen, over all replicas.
+        replayed: read from a checkpoint, and a later epoch is there too; what the callback
+            returns is ignored.
+    """
+
+    epoch: int
+    train_loss: tuple[float, ...]
+    val_loss: tuple[float, ...]
+    val_accuracy: tuple[float, ...]
+    train_seconds: float
+    val_seconds: float
+    images: int
+    replayed: bool = False
+
+    @property
+    def mean_val_accuracy(self) -> float:
+        return fmean(self.val_accuracy)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss is no longer a finite number."""
+        return not all(math.isfinite(loss) for loss in (*self.train_loss, *self.val_loss))
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A trained model and how it got there.
+
+    Attributes:
+        history: one result per epoch, those before a resume included.
+        ended: `completed`, `stopped` (by the callback) or `diverged`.
+        train_accuracy: with the evaluation transform, dropout off, on `ResidentData.probe`.
+        num_params: parameters of one replica.
+        peak_memory: bytes; see `training.device.peak_memory`.
+        model: the weights after the last epoch, K replicas.
+    """
+
+    history: tuple[EpochResult, ...]
+    ended: str
+    train_accuracy: tuple[float, ...]
+    num_params: int
+    peak_memory: int
+    model: nn.Module
+
+    @property
+    def seconds(self) -> float:
+        return sum(r.train_seconds + r.val_seconds for r in self.history)
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second of training, over all replicas."""
+        seconds = sum(r.train_seconds for r in self.history)
+        return sum(r.images for r in self.history) / seconds if seconds else 0.0
+
+
+OnEpoch = Callable[[EpochResult], bool | None]
+
+
+def fit(
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    data: Dataset | ResidentData,
+    *,
+    on_epoch: OnEpoch | None = None,
+    checkpoint: Path | None = None,
+    device: str = "auto",
+) -> FitResult:
+    """Train one replica per seed of `train_config.seeds`, all in one pass.
+
+    Args:
+        model_config: what to train; its image size, channels and classes must be the data's.
+        train_config: how to train it.
+        data: the images; a `Dataset` is first copied to `device`.
+        on_epoch: called after each epoch; returning True stops the run there. After a resume it
+            first hears of the epochs in the checkpoint again.
+        checkpoint: a file that is written after each epoch, before `on_epoch` is called. If it
+            exists, the run goes on from it: on a CPU of the same type, with the same versions
+            and number of threads, to the same bits as without the interruption.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; ignored where `data` already is on a device.
+
+    Raises:
+        UsageError: the configurations do not fit the data or the machine.
+        CheckpointError: the checkpoint is damaged or belongs to another run.
+    """
+    if isinstance(data, Dataset):
+        data = to_device(data, resolve_device(device))
+    _check_shapes(model_config, train_config, data)
+    run = Run(model_config, train_config, data)
+    history = run.resume(checkpoint) if checkpoint is not None and checkpoint.exists() else []
+    stop = _deliver(history, on_epoch)
+    while not stop and len(history) < train_config.epochs:
+        result = run.epoch(len(history) + 1)
+        history.append(result)
+        if checkpoint is not None:
+            run.save(checkpoint, history)
+        stop = bool(on_epoch and on_epoch(result)) or result.diverged
+    return run.result(history)
+
+
+def _deliver(history: list[EpochResult], on_epoch: OnEpoch | None) -> bool:
+    stop = False
+    for result in history:
+        stop = bool(on_epoch and on_epoch(result)) and not result.replayed
+    return stop or (bool(history) and history[-1].diverged)
+
+
+def _check_shapes(model: ModelConfig, train: TrainConfig, data: ResidentData) -> None:
+    for field, value in data.dataset.model_fields.items():
+        if getattr(model, field) != value:
+            raise UsageError(
+                f"{field}: the model has {getattr(model, field)}, "
+                f"but {data.dataset.name} has {value}"
+            )
+    if train.batch_size > len(data.train):
+        raise UsageError(
+            f"--batch-size: {train.batch_size} is larger than the training set; "
+            f"accepted: 1 to {len(data.train)}"
+        )
+
+
+class Run:
+    """The moving parts of one run: stacked model, optimiser, data and draws."""
+
+    def __init__(self, model: ModelConfig, train: TrainConfig, data: ResidentData) -> None:
+        self.config = train
+        self.data = data
+        self.replicas = len(train.seeds)
+        self.dtype = compute_dtype(train, data.device)
+        self.identity = {
+            "model": to_json(model),
+            "train": {
+                **to_json(train),
+                "precision": resolve_precision(train.precision, data.device),
+            },
+            "data": data.dataset.fingerprint,
+        }
+        self.draws = Draws(train.seeds, data.device, ("start",))
+        self.model = models.build(model, self.replicas)
+        initialise(self.model, Draws(train.seeds, torch.device("cpu"), ("init",)))
+        master = master_dtype(self.dtype)
+        self.model.to(device=data.device, dtype=master)
+        self.flat = FlatParameters(self.model, master, data.device)
+        self.optimizer = AdamW(
+            self.flat, [train.lr] * self.replicas, [train.weight_decay] * self.replicas
+        )
+        self.augmenter = Augmenter(data.train, train.translate, train.flip)
+        self.steps_per_epoch = len(data.train) // train.batch_size
+        self.factors = schedule(train, self.steps_per_epoch)
+
+    def epoch(self, epoch: int) -> EpochResult:
+        started = time.perf_counter()
+        train_loss = self._train(epoch)
+        trained = time.perf_counter()
+        val = self._evaluate()
+        return EpochResult(
+            epoch=epoch,
+            train_loss=train_loss,
+            val_loss=val.loss,
+            val_accuracy=val.accuracy,
+            train_seconds=trained - started,
+            val_seconds=time.perf_counter() - trained,
+            images=self.steps_per_epoch * self.config.batch_size * self.replicas,
+        )
+
+    def _train(self, epoch: int) -> tuple[float, ...]:
+        size = self.config.batch_size
+        order = self.draws.at("epoch", epoch).permutation(len(self.data.train), "order")
+        first = (epoch - 1) * self.steps_per_epoch
+        total = torch.zeros(self.replicas, dtype=torch.float64, device=self.data.device)
+        self.model.train()
+        for index in range(self.steps_per_epoch):
+            total += self.step(first + index, order[:, index * size : (index + 1) * size])
+        return tuple((total / self.steps_per_epoch).tolist())
+
+    def step(self, step: int, indices: Tensor) -> Tensor:
+        """One update of every replica; returns their losses (K,), still on the device."""
+        draws = self.draws.at("step", step)
+        images, labels = self.augmenter.batch(indices, draws)
+        logits = self.model(self.data.normalise(images, self.dtype), draws)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).to(self.flat.values.dtype),
+            labels.flatten(),
+            label_smoothing=self.config.label_smoothing,
+            reduction="none",
+        )
+        per_replica = losses.view(self.replicas, -1).mean(1)
+        self.flat.zero_grad()
+        per_replica.sum().backward()
+        self.flat.clip(self.config.clip_norm)
+        self.optimizer.step(self.factors[step])
+        return per_replica.detach()
+
+    def _evaluate(self, probe: bool = False) -> Evaluation:
+        split = self.data.probe if probe else self.data.val
+        return evaluate(self.model, self.data, split, self.replicas, self.dtype)
+
+    def save(self, path: Path, history: list[EpochResult]) -> None:
+        tensors = {
+            "values": self.flat.values,
+            "buffers": dict(self.model.named_buffers()),
+            "optimizer": self.optimizer.state(),
+        }
+        checkpoints.write(path, self.identity, history, tensors)
+
+    def resume(self, path: Path) -> list[EpochResult]:
+        """Load a checkpoint and return its epochs, all but the last marked as replayed."""
+        history, tensors = checkpoints.read(path, self.identity, EpochResult, self.data.device)
+        with torch.no_grad():
+            self.flat.values.copy_(tensors["values"])
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(tensors["buffers"][name])
+        self.optimizer.load_state(tensors["optimizer"])
+        return history
+
+    def result(self, history: list[EpochResult]) -> FitResult:
+        if history[-1].diverged:
+            ended = "diverged"
+        else:
+            ended = "completed" if len(history) == self.config.epochs else "stopped"
+        return FitResult(
+            history=tuple(history),
+            ended=ended,
+            train_accuracy=self._evaluate(probe=True).accuracy,
+            num_params=self.flat.values.shape[1],
+            peak_memory=peak_memory(self.data.device),
+            model=self.model,
+        )

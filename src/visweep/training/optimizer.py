@@ -1,0 +1,124 @@
+"""AdamW over stacked models, each replica with rates of its own.
+
+The parameters of K replicas live in one (K, P) buffer, those with weight decay first, and each
+parameter of the model is a view of it. So a replica is one contiguous row: torch's own fused
+AdamW updates it as two tensors with the replica's learning rate and weight decay, and clipping is
+one norm per row. Dropping a replica is dropping a row.
+
+AdamW: Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from visweep.config import TrainConfig
+
+
+class FlatParameters:
+    """All parameters of a stacked model and their gradients, as two (K, P) buffers.
+
+    Building one moves the model's parameters into `values`; afterwards each is a view of it, and
+    its `grad` a view of `grads`.
+
+    Attributes:
+        values: (K, P), the parameters.
+        grads: (K, P), their gradients; autograd adds into it.
+        decayed: the first so many columns are weight matrices, which decay; norms, biases,
+            tokens and positions do not.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+        named = list(model.named_parameters())
+        matrices = [p for name, p in named if _decays(name)]
+        others = [p for name, p in named if not _decays(name)]
+        replicas = named[0][1].shape[0]
+        self.decayed = sum(p[0].numel() for p in matrices)
+        total = sum(p[0].numel() for _, p in named)
+        self.values = torch.empty(replicas, total, dtype=dtype, device=device)
+        self.grads = torch.zeros_like(self.values)
+        start = 0
+        for parameter in [*matrices, *others]:
+            end = start + parameter[0].numel()
+            shape = parameter.shape
+            view = self.values[:, start:end].view(shape)
+            view.copy_(parameter.detach())
+            parameter.data = view
+            parameter.grad = self.grads[:, start:end].view(shape)
+            start = end
+
+    def zero_grad(self) -> None:
+        self.grads.zero_()
+
+    def clip(self, max_norm: float) -> None:
+        """Scale each replica's gradient down to `max_norm` where its norm is larger."""
+        norms = torch.linalg.vector_norm(self.grads, dim=1, keepdim=True)
+        self.grads.mul_((max_norm / (norms + 1e-6)).clamp_(max=1.0))
+
+
+def _decays(name: str) -> bool:
+    return name.endswith(".weight") and "norm" not in name and ".shortcut.1." not in name
+
+
+class AdamW:
+    """Torch's fused AdamW with one learning rate and weight decay per replica.
+
+    Args:
+        flat: the parameters.
+        lrs: peak learning rate of each replica.
+        weight_decays: decoupled weight decay of each replica.
+    """
+
+    def __init__(
+        self, flat: FlatParameters, lrs: Sequence[float], weight_decays: Sequence[float]
+    ) -> None:
+        self._lrs = tuple(lrs)
+        groups = []
+        for replica, (lr, weight_decay) in enumerate(zip(lrs, weight_decays, strict=True)):
+            for columns, decay in (
+                (slice(None, flat.decayed), weight_decay),
+                (slice(flat.decayed, None), 0.0),
+            ):
+                part = flat.values[replica, columns].detach()
+                part.grad = flat.grads[replica, columns]
+                groups.append({"params": [part], "lr": lr, "weight_decay": decay})
+        self._optimizer = torch.optim.AdamW(groups, fused=True)
+
+    def step(self, factor: float) -> None:
+        """One update at `factor` times each replica's learning rate."""
+        for index, group in enumerate(self._optimizer.param_groups):
+            group["lr"] = self._lrs[index // 2] * factor
+        self._optimizer.step()
+
+    def state(self) -> list[dict[str, Tensor]]:
+        """Per parameter group: the step count and both moments."""
+        return [
+            dict(self._optimizer.state[group["params"][0]])
+            for group in self._optimizer.param_groups
+        ]
+
+    def load_state(self, state: Sequence[dict[str, Tensor]]) -> None:
+        """Go on from what `state` returned."""
+        for group, values in zip(self._optimizer.param_groups, state, strict=True):
+            self._optimizer.state[group["params"][0]] = {
+                name: value.clone() for name, value in values.items()
+            }
+
+
+def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> float:
+    """Fraction of the peak learning rate at `step` (from 0): linear warm-up, cosine to zero."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def schedule(config: TrainConfig, steps_per_epoch: int) -> list[float]:
+    """The learning-rate factor of every step of a run."""
+    total = config.epochs * steps_per_epoch
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
+    return [learning_rate_factor(step, total, warmup) for step in range(total)]
