@@ -1,15 +1,13 @@
 """Which of width, depth, dropout and block type matter to a residual ConvNet?
 
-    python sweeps/convnet_search.py --trials 50
+python sweeps/convnet_search.py --trials 50
 """
 
 from optuna.distributions import CategoricalDistribution as Choice
 from optuna.distributions import FloatDistribution as Float
 from optuna.distributions import IntDistribution as Int
 
-from visweep.cli.sweep import Recipe, run
-from visweep.config import ConvNetConfig
-from visweep.search.spaces import Space
+from visweep import ConvNetConfig, Recipe, Space, run
 
 
 def small(image_size: int) -> Space:

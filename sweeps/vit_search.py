@@ -1,15 +1,13 @@
 """Which of dropout, patch size, width, depth and heads matter to a Vision Transformer?
 
-    python sweeps/vit_search.py --trials 50
+python sweeps/vit_search.py --trials 50
 """
 
 from optuna.distributions import CategoricalDistribution as Choice
 from optuna.distributions import FloatDistribution as Float
 from optuna.distributions import IntDistribution as Int
 
-from visweep.cli.sweep import Recipe, run
-from visweep.config import ViTConfig
-from visweep.search.spaces import Space, patch_sizes
+from visweep import Recipe, Space, ViTConfig, patch_sizes, run
 
 
 def small(image_size: int) -> Space:
@@ -18,7 +16,7 @@ def small(image_size: int) -> Space:
         "drop": Float(0.0, 0.3),
         "attn_drop": Float(0.0, 0.3),
         "patch_size": patch_sizes(image_size, [4, 8, 16]),
-        "embed_dim": Choice([64, 96, 128]),
+        "embed_dim": Choice([32, 64, 96]),
         "depth": Int(2, 6),
         "num_heads": Choice([2, 4, 8]),
     }

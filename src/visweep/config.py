@@ -24,6 +24,15 @@ Config = TypeVar("Config", bound="_Config")
 class _Config:
     kind: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        for name, hint in _field_types(type(self)).items():
+            self._require(_matches(getattr(self, name), hint), name, _described(hint))
+        self._validate()
+
+    def _validate(self) -> None:
+        """Refuse values that their types alone would admit."""
+        raise NotImplementedError
+
     def _require(self, holds: bool, field: str, accepted: str) -> None:
         if not holds:
             raise UsageError(f"{field}: {getattr(self, field)!r} is not {accepted}")
@@ -66,7 +75,7 @@ class ViTConfig(_Config):
     class_token: bool = False
     """Classify from a class token; otherwise from the mean over all tokens."""
 
-    def __post_init__(self) -> None:
+    def _validate(self) -> None:
         for field in ("image_size", "in_chans", "patch_size", "embed_dim", "depth", "num_heads"):
             self._require(getattr(self, field) >= 1, field, "at least 1")
         self._require(self.num_classes >= 2, "num_classes", "at least 2")
@@ -80,7 +89,11 @@ class ViTConfig(_Config):
             "embed_dim",
             f"a multiple of num_heads {self.num_heads}",
         )
-        self._require(self.mlp_ratio > 0, "mlp_ratio", "above 0")
+        self._require(
+            1.0 <= self.embed_dim * self.mlp_ratio < float("inf"),
+            "mlp_ratio",
+            f"a number of at least 1/{self.embed_dim} (1/embed_dim)",
+        )
         for field in ("drop", "attn_drop"):
             self._require(0.0 <= getattr(self, field) < 1.0, field, "in [0, 1)")
 
@@ -116,7 +129,7 @@ class ConvNetConfig(_Config):
     `late_relu`: x + relu(conv(norm(conv(x)))): no ReLU between the convolutions, one after both.
     `preadd_relu`: x + relu(norm(conv(relu(norm(conv(x)))))): the last ReLU before the addition."""
 
-    def __post_init__(self) -> None:
+    def _validate(self) -> None:
         for field in ("image_size", "in_chans"):
             self._require(getattr(self, field) >= 1, field, "at least 1")
         self._require(self.num_classes >= 2, "num_classes", "at least 2")
@@ -132,8 +145,6 @@ class ConvNetConfig(_Config):
             f"large enough for {len(self.widths)} stages",
         )
         self._require(0.0 <= self.drop < 1.0, "drop", "in [0, 1)")
-        blocks = typing.get_args(ConvBlock)
-        self._require(self.block in blocks, "block", f"one of {', '.join(blocks)}")
 
 
 ModelConfig = ViTConfig | ConvNetConfig
@@ -169,7 +180,7 @@ class TrainConfig(_Config):
     seeds: tuple[int, ...] = (0,)
     """One replica is trained per seed: initialisation, data order, augmentation and dropout."""
 
-    def __post_init__(self) -> None:
+    def _validate(self) -> None:
         for field in ("epochs", "batch_size"):
             self._require(getattr(self, field) >= 1, field, "at least 1")
         for field in ("lr", "clip_norm"):
@@ -177,8 +188,6 @@ class TrainConfig(_Config):
         for field in ("weight_decay", "warmup_epochs", "translate"):
             self._require(0 <= getattr(self, field) < float("inf"), field, "0 or more")
         self._require(0.0 <= self.label_smoothing < 1.0, "label_smoothing", "in [0, 1)")
-        precisions = typing.get_args(Precision)
-        self._require(self.precision in precisions, "precision", f"one of {', '.join(precisions)}")
         self._require(
             len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds),
             "seeds",
@@ -203,7 +212,7 @@ class DataConfig(_Config):
     split_seed: int = 0
     """Seed of the stratified split into training and validation images."""
 
-    def __post_init__(self) -> None:
+    def _validate(self) -> None:
         for field in ("image_size", "train_size"):
             value = getattr(self, field)
             self._require(value is None or value >= 1, field, "at least 1")
@@ -229,22 +238,50 @@ def from_json(values: Mapping[str, Any]) -> Any:
     Raises:
         UsageError: the kind or a field is unknown, or a value is invalid.
     """
-    kind = values.get("kind", "")
+    kind = str(values.get("kind", ""))
     if kind not in _KINDS:
-        raise unknown_name("kind", str(kind), _KINDS)
+        raise unknown_name("kind", kind, _KINDS)
     fields = {name: value for name, value in values.items() if name != "kind"}
-    hints = typing.get_type_hints(_KINDS[kind])
+    names = _field_types(_KINDS[kind])
     for name in fields:
-        if name not in hints:
-            raise unknown_name(f"{kind} field", name, hints)
-    return _KINDS[kind](**{name: _restore(hints[name], value) for name, value in fields.items()})
+        if name not in names:
+            raise unknown_name(f"{kind} field", name, names)
+    # JSON has no tuples, and no field is a list.
+    return _KINDS[kind](
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()
+        }
+    )
 
 
-def _restore(hint: Any, value: Any) -> Any:
-    is_tuple = typing.get_origin(hint) is tuple
+def _field_types(config: type[_Config]) -> dict[str, Any]:
+    hints = typing.get_type_hints(config)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config)}
+
+
+def _matches(value: Any, hint: Any) -> bool:
     if isinstance(hint, types.UnionType):
-        is_tuple = any(typing.get_origin(part) is tuple for part in typing.get_args(hint))
-    return tuple(value) if is_tuple and value is not None else value
+        return any(_matches(value, part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        entry = typing.get_args(hint)[0]
+        return isinstance(value, tuple) and all(_matches(each, entry) for each in value)
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _described(hint: Any) -> str:
+    if isinstance(hint, types.UnionType):
+        return " or ".join(_described(part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"a list, each entry {_described(typing.get_args(hint)[0])}"
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(typing.get_args(hint))}"
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+    return words.get(hint, "None")
 
 
 def with_parameters(
@@ -258,19 +295,19 @@ def with_parameters(
     Raises:
         UsageError: no field has that name, or the value is invalid.
     """
+    model_fields, train_fields = _field_types(type(model)), _field_types(type(train))
     changes: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
     for name, value in parameters.items():
-        field, _, index = name.partition(".")
-        owner: _Config = model if hasattr(model, field) else train
-        part = "model" if owner is model else "train"
-        if not hasattr(owner, field):
-            known = {f.name for c in (model, train) for f in dataclasses.fields(c)}
-            raise unknown_name("parameter", name, known)
-        if index:
-            entries = list(changes[part].get(field, getattr(owner, field)))
-            if not index.isdigit() or int(index) >= len(entries):
+        field, dot, index = name.partition(".")
+        if field not in model_fields and field not in train_fields:
+            raise unknown_name("parameter", name, {*model_fields, *train_fields})
+        part, owner = ("model", model) if field in model_fields else ("train", train)
+        if dot:
+            entries = changes[part].get(field, getattr(owner, field))
+            if not isinstance(entries, tuple):
+                raise UsageError(f"parameter: {name!r} names an entry, but {field} has none")
+            if not index.isdecimal() or int(index) >= len(entries):
                 raise UsageError(f"parameter: {name!r} names no entry of {field} {entries}")
-            entries[int(index)] = value
-            value = tuple(entries)
+            value = (*entries[: int(index)], value, *entries[int(index) + 1 :])
         changes[part][field] = value
     return model.replace(**changes["model"]), train.replace(**changes["train"])

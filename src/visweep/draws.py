@@ -44,7 +44,11 @@ class Draws:
 
     def generator(self, replica: int, place: str) -> torch.Generator:
         """A generator at the start of the stream of this replica and place; use it at once,
-        before the next one is asked for."""
+        before the next one is asked for.
+
+        On the CPU torch seeds with the low 32 bits of the key, so that among the many streams of
+        a long run two may be equal; nothing compares or subtracts them.
+        """
         self._generator.manual_seed(key(self.seeds[replica], *self.moment, place))
         return self._generator
 
@@ -70,9 +74,7 @@ class Draws:
         """One random order of range(size) per replica, (K, size) int64."""
         return torch.stack(
             [
-                torch.randperm(
-                    size, generator=self.generator(replica, place), device=self.device
-                )
+                torch.randperm(size, generator=self.generator(replica, place), device=self.device)
                 for replica in range(len(self.seeds))
             ]
         )
@@ -97,7 +99,7 @@ class Draws:
             factors.append(1.0 / (1.0 - rate))
         drawn = self.random_bytes(count, place)
         kept = torch.empty_like(drawn, memory_format=torch.contiguous_format)
-        if len(set(rates)) == 1 and len(set(splits)) == 1:
+        if len(set(rates)) == 1 and len(set(splits)) == 1 and splits[0] < 256:  # fits in a byte
             mask = torch.ge(drawn, splits[0], out=kept).to(dtype).mul_(factors[0])
         else:
             column = torch.tensor(splits, dtype=torch.int16, device=self.device)[:, None]

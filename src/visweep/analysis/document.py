@@ -70,6 +70,14 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """Narrow tables, side by side where there is room."""
+
+    kind: ClassVar[str] = "columns"
+    tables: Sequence[Table]
+
+
+@dataclass(frozen=True)
 class Plot:
     """One figure with its caption."""
 
@@ -95,7 +103,7 @@ class Folded:
     blocks: Sequence[Block]
 
 
-Block = Paragraph | Tiles | Command | Table | Plot | PlotGrid | Folded
+Block = Paragraph | Tiles | Command | Table | Columns | Plot | PlotGrid | Folded
 
 
 @dataclass(frozen=True)

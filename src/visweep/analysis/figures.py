@@ -9,30 +9,26 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from itertools import accumulate
 from typing import Any
 
 import optuna
 import plotly.graph_objects as go
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from visweep.analysis.measure import Measure, parameter, plural
+from visweep.analysis.axes import Axis, parameter_axes, value_axis
+from visweep.analysis.measure import Measure, listing, parameter, plural
 from visweep.analysis.overview import (
     curve,
     in_state,
     parameter_names,
     ranked,
     shown_value,
+    value_of,
 )
 from visweep.errors import VisweepError
 
@@ -60,6 +56,7 @@ class Chart:
         caption: what is drawn and how to read it.
         summary: what the figure shows, for a reader who cannot see it.
         min_width: pixels below which it should be scrolled rather than squeezed.
+        zoomable: a closer look at a part of it can show more.
     """
 
     figure: go.Figure
@@ -67,6 +64,7 @@ class Chart:
     caption: str
     summary: str
     min_width: int = 0
+    zoomable: bool = True
 
 
 def theme(*, dark: bool) -> go.layout.Template:
@@ -79,7 +77,7 @@ def theme(*, dark: bool) -> go.layout.Template:
         "linecolor": lines,
         "zeroline": False,
         "automargin": True,
-        "title": {"standoff": 10},
+        "title": {"standoff": 8, "font": {"size": 13}},
     }
     return go.layout.Template(
         layout={
@@ -102,14 +100,17 @@ def theme(*, dark: bool) -> go.layout.Template:
                 "xanchor": "left",
                 "y": 1.02,
                 "yanchor": "bottom",
-                "itemsizing": "constant",
             },
+            # Labels on top of lines stay readable.
+            "annotationdefaults": {"bgcolor": surface, "opacity": 0.85, "borderpad": 1},
             "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": ink, "activecolor": BLUE},
         }
     )
 
 
-def history(trials: Sequence[FrozenTrial], measure: Measure) -> Chart:
+def history(
+    trials: Sequence[FrozenTrial], measure: Measure, baseline: FrozenTrial | None = None
+) -> Chart:
     """The objective by trial number, the best so far, and the pruned trials.
 
     Raises:
@@ -118,15 +119,17 @@ def history(trials: Sequence[FrozenTrial], measure: Measure) -> Chart:
     complete, pruned = _complete(trials), _pruned(trials)
     _require(bool(complete or pruned), "No trial has reported a value yet.")
     hover = _hover(trials, measure)
+    last = max(trial.number for trial in trials)
     figure = go.Figure()
-    figure.add_trace(_points(pruned, measure, hover, _PRUNED_MARK))
-    figure.add_trace(_points(complete, measure, hover, _COMPLETED_MARK))
+    figure.add_trace(_points(pruned, measure, hover, _PRUNED))
+    figure.add_trace(_points(complete, measure, hover, _COMPLETED))
     if complete:
-        figure.add_trace(_best_so_far(complete, trials[-1].number, measure))
-        best = ranked(trials, measure)[0]
-        figure.add_trace(_points([best], measure, hover, _best_mark(best)))
+        figure.add_trace(_best_so_far(complete, last, measure))
+    for trial, mark in _singled_out(trials, measure, baseline):
+        figure.add_trace(_points([trial], measure, hover, mark))
     _label(figure, "trial", measure, height=380)
-    figure.update_xaxes(rangemode="tozero", **_whole_numbers(len(trials)))
+    margin = 0.5 + 0.01 * last
+    figure.update_xaxes(range=[-margin, last + margin], **_whole_numbers(last))
     return Chart(
         figure,
         "History",
@@ -137,7 +140,9 @@ def history(trials: Sequence[FrozenTrial], measure: Measure) -> Chart:
     )
 
 
-def learning_curves(trials: Sequence[FrozenTrial], measure: Measure) -> Chart:
+def learning_curves(
+    trials: Sequence[FrozenTrial], measure: Measure, baseline: FrozenTrial | None = None
+) -> Chart:
     """The intermediate values of every trial by epoch; pruned ones end in a cross.
 
     Raises:
@@ -147,29 +152,30 @@ def learning_curves(trials: Sequence[FrozenTrial], measure: Measure) -> Chart:
     running = in_state(trials, TrialState.RUNNING)
     drawn = [t for t in (*complete, *pruned, *running) if curve(t)]
     _require(bool(drawn), "No trial reported values on its way, so there are no curves.")
-    best = next(iter(ranked(trials, measure)), None)
-    others = [trial for trial in complete if trial is not best]
+    special = _singled_out(trials, measure, baseline)
+    others = [trial for trial in complete if all(trial is not s for s, _ in special)]
     figure = go.Figure()
     figure.add_trace(_curves(pruned, measure, "pruned", color=GREY, width=1, opacity=0.6))
     figure.add_trace(_pruned_ends(pruned, measure))
     figure.add_trace(_curves(others, measure, "completed", color=BLUE, width=1.2, opacity=0.65))
     figure.add_trace(_curves(running, measure, "running", color=TEAL, width=1.5, dash="dot"))
-    if best is not None:
-        name = f"best (trial {best.number})"
-        figure.add_trace(_curves([best], measure, name, color=ORANGE, width=3.5))
+    for trial, mark in special:
+        figure.add_trace(_curves([trial], measure, mark.name, **mark.line))
     _label(figure, measure.step, measure, height=420)
     figure.update_xaxes(**_whole_numbers(max(epoch for t in drawn for epoch, _ in curve(t))))
     return Chart(
         figure,
         "Learning curves",
-        f"{_capital(measure.name)} after each {measure.step}, one line per trial. A grey line that ends in "
-        "a cross is a pruned trial: it was stopped there, and what it would have reached is not "
-        "known.",
-        _curves_summary(best, pruned, measure, len(drawn)),
+        f"{_capital(measure.name)} after each {measure.step}, one line per trial. A grey line "
+        "that ends in a cross is a pruned trial: it was stopped there, and what it would have "
+        "reached is not known.",
+        _curves_summary(next(iter(ranked(trials, measure)), None), pruned, measure, len(drawn)),
     )
 
 
-def parallel_coordinates(trials: Sequence[FrozenTrial], measure: Measure) -> Chart:
+def parallel_coordinates(
+    trials: Sequence[FrozenTrial], measure: Measure, baseline: FrozenTrial | None = None
+) -> Chart:
     """One line per trial through its parameters to its value; the better, the stronger.
 
     Raises:
@@ -177,18 +183,17 @@ def parallel_coordinates(trials: Sequence[FrozenTrial], measure: Measure) -> Cha
     """
     complete, pruned = ranked(trials, measure), _pruned(trials)
     drawn = [*complete, *pruned]
-    axes = _axes(trials)
+    axes = parameter_axes(trials)
     _require(len(drawn) >= 2, "Parallel coordinates compare trials; fewer than two have a value.")
     _require(bool(axes), "No parameter has more than one value, so there is nothing to compare.")
-    value_axis = _value_axis(drawn, measure)
+    stations = [*axes, value_axis(drawn, measure)]
     figure = go.Figure()
-    figure.add_trace(_lines(pruned, axes, value_axis, "pruned", GREY, 1, 0.35))
+    figure.add_trace(_lines(pruned, stations, "pruned", color=GREY, opacity=0.35))
     for name, group, width, opacity in reversed(_thirds(complete)):
-        figure.add_trace(_lines(group, axes, value_axis, name, BLUE, width, opacity))
-    if complete:
-        name = f"best (trial {complete[0].number})"
-        figure.add_trace(_lines(complete[:1], axes, value_axis, name, ORANGE, 3.5, 1))
-    for position, axis in enumerate([*axes, value_axis]):
+        figure.add_trace(_lines(group, stations, name, color=BLUE, width=width, opacity=opacity))
+    for trial, mark in _singled_out(trials, measure, baseline):
+        figure.add_trace(_lines([trial], stations, mark.name, **mark.line))
+    for position, axis in enumerate(stations):
         _draw_axis(figure, position, axis)
     figure.update_layout(template=theme(dark=False), height=440, margin={"t": 90, "b": 24})
     figure.update_layout(legend={"y": 1.14})
@@ -202,23 +207,26 @@ def parallel_coordinates(trials: Sequence[FrozenTrial], measure: Measure) -> Cha
         "the same value are spread a little so that they can be told apart; choose groups in the "
         "legend." + _left_out(trials),
         f"Lines of {plural(len(complete), 'completed trial')} and "
-        f"{plural(len(pruned), 'pruned trial')} through {_listing([a.name for a in axes])}."
+        f"{plural(len(pruned), 'pruned trial')} through {listing([a.name for a in axes])}."
         + (f" The best: {_described(complete[0], [a.name for a in axes])}." if complete else ""),
         min_width=90 * (len(axes) + 1),
     )
 
 
-def slices(trials: Sequence[FrozenTrial], measure: Measure) -> list[Chart]:
+def slices(
+    trials: Sequence[FrozenTrial], measure: Measure, baseline: FrozenTrial | None = None
+) -> list[Chart]:
     """The objective against each parameter that varies, one small figure per parameter.
 
     Raises:
         NothingToDraw: no trial has a value, or no parameter varies.
     """
     complete, pruned = _complete(trials), _pruned(trials)
-    axes = _axes(trials)
+    axes = parameter_axes(trials)
     _require(bool(complete or pruned), "No trial has reported a value yet.")
     _require(bool(axes), "No parameter has more than one value, so there is nothing to compare.")
-    return [_slice(axis, complete, pruned, measure) for axis in axes]
+    special = _singled_out(trials, measure, baseline)
+    return [_slice(axis, complete, pruned, special, measure) for axis in axes]
 
 
 def importance(trials: Sequence[FrozenTrial], measure: Measure) -> Chart:
@@ -235,7 +243,10 @@ def importance(trials: Sequence[FrozenTrial], measure: Measure) -> Chart:
     rest = [trial for trial in trials if trial.state == TrialState.PRUNED]
     total = len(complete) + len(rest)
     wanted = max(MIN_TOP_TRIALS, math.ceil(0.1 * total))
-    _require(bool(_axes(trials)), "No parameter has more than one value: none can be important.")
+    _require(
+        bool(parameter_axes(trials)),
+        "No parameter has more than one value: none can be important.",
+    )
     _require(
         len(complete) >= wanted and total >= 2 * wanted,
         f"Importance compares the best {wanted} trials with the rest: it needs at least {wanted} "
@@ -252,11 +263,12 @@ def importance(trials: Sequence[FrozenTrial], measure: Measure) -> Chart:
         f"{plural(top, 'trial')} from all {total} finished ones ({len(complete)} completed, "
         f"{len(rest)} pruned). Pruned trials count as not among the best; the value that they "
         "last reported is not used, since it is no final one. Shares add up to 100 %. They say "
-        "neither which value is good nor how much it is worth, and from so few trials they are a "
-        "hint, no proof.",
+        "neither which value is good nor how much it is worth; in a study of this size small "
+        "shares arise by chance, and the order is a hint, no proof.",
         "Shares of importance: "
         + ", ".join(f"{name} {_share(share)}" for name, share in shares.items())
         + ".",
+        zoomable=False,
     )
 
 
@@ -280,10 +292,6 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _listing(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
 def _described(trial: FrozenTrial, names: Iterable[str]) -> str:
     return ", ".join(f"{n} {parameter(trial.params[n])}" for n in names if n in trial.params)
 
@@ -296,8 +304,8 @@ def _history_summary(
         return counts
     first, best = complete[0], ranked(complete, measure)[0]
     return (
-        f"{counts} The best of them so far goes from {measure.text(shown_value(first) or 0.0)} "
-        f"(trial {first.number}) to {measure.text(shown_value(best) or 0.0)} "
+        f"{counts} The best of them so far goes from {measure.text(value_of(first))} "
+        f"(trial {first.number}) to {measure.text(value_of(best))} "
         f"(trial {best.number})."
     )
 
@@ -309,8 +317,8 @@ def _curves_summary(
     if best is not None and curve(best):
         (first, low), (last, high) = curve(best)[0], curve(best)[-1]
         words += (
-            f" The best, trial {best.number}, goes from {measure.text(low)} at {measure.step} {first} "
-            f"to {measure.text(high)} at {measure.step} {last}."
+            f" The best, trial {best.number}, goes from {measure.text(low)} at {measure.step} "
+            f"{first} to {measure.text(high)} at {measure.step} {last}."
         )
     return words
 
@@ -322,9 +330,9 @@ def _undrawn(trials: Sequence[FrozenTrial]) -> str:
 
 
 def _left_out(trials: Sequence[FrozenTrial]) -> str:
-    drawn = {axis.name for axis in _axes(trials)}
+    drawn = {axis.name for axis in parameter_axes(trials)}
     single = [name for name in parameter_names(trials) if name not in drawn]
-    return f" Left out, having one value only: {_listing(single)}." if single else ""
+    return f" Left out, having one value only: {listing(single)}." if single else ""
 
 
 def _share(share: float) -> str:
@@ -336,8 +344,8 @@ def _hover(trials: Sequence[FrozenTrial], measure: Measure) -> Callable[[FrozenT
 
     def text(trial: FrozenTrial) -> str:
         lines = [
-            f"<b>trial {trial.number}</b> ({_STATE_WORDS[trial.state]})",
-            measure.text(shown_value(trial) or 0.0),
+            f"<b>trial {trial.number}</b> ({STATE_WORDS[trial.state]})",
+            measure.text(value_of(trial)),
         ]
         if detailed:
             lines += [f"{escape(n)} {escape(parameter(v))}" for n, v in trial.params.items()]
@@ -346,7 +354,7 @@ def _hover(trials: Sequence[FrozenTrial], measure: Measure) -> Callable[[FrozenT
     return text
 
 
-_STATE_WORDS = {
+STATE_WORDS = {
     TrialState.COMPLETE: "completed",
     TrialState.PRUNED: "pruned",
     TrialState.RUNNING: "running",
@@ -360,21 +368,34 @@ _STATE_WORDS = {
 
 @dataclass(frozen=True)
 class _Mark:
+    """How some trials are drawn: their name in the legend, and their look as points and lines."""
+
     name: str
-    style: dict[str, Any]
+    point: Mapping[str, Any]
+    line: Mapping[str, Any] = field(default_factory=dict)
 
 
-_COMPLETED_MARK = _Mark("completed", {"color": BLUE, "size": 8, "opacity": 0.85})
-_PRUNED_MARK = _Mark(
+_COMPLETED = _Mark("completed", {"color": BLUE, "size": 8, "opacity": 0.85})
+_PRUNED = _Mark(
     "pruned", {"color": GREY, "size": 8, "symbol": "x-thin-open", "line": {"width": 1.5}}
 )
 
 
-def _best_mark(best: FrozenTrial) -> _Mark:
-    return _Mark(
-        f"best (trial {best.number})",
-        {"color": ORANGE, "size": 15, "symbol": "star"},
-    )
+def _singled_out(
+    trials: Sequence[FrozenTrial], measure: Measure, baseline: FrozenTrial | None
+) -> list[tuple[FrozenTrial, _Mark]]:
+    """The baseline and the best trial, as far as there are such, with their marks."""
+    found = []
+    best = next(iter(ranked(trials, measure)), None)
+    if baseline is not None and baseline is not best and shown_value(baseline) is not None:
+        point = {"color": VIOLET, "size": 12, "symbol": "diamond"}
+        line = {"color": VIOLET, "width": 2.5, "dash": "dash"}
+        found.append((baseline, _Mark("baseline", point, line)))
+    if best is not None:
+        point = {"color": ORANGE, "size": 15, "symbol": "star"}
+        line = {"color": ORANGE, "width": 3.5}
+        found.append((best, _Mark("best", point, line)))
+    return found
 
 
 def _points(
@@ -385,10 +406,11 @@ def _points(
 ) -> go.Scatter:
     return go.Scatter(
         x=[trial.number for trial in trials],
-        y=[measure.plotted(shown_value(trial) or 0.0) for trial in trials],
+        y=[measure.plotted(value_of(trial)) for trial in trials],
         mode="markers",
         name=mark.name,
-        marker=mark.style,
+        visible=bool(trials),
+        marker=dict(mark.point),
         hovertext=[hover(trial) for trial in trials],
         hoverinfo="text",
     )
@@ -396,7 +418,7 @@ def _points(
 
 def _best_so_far(complete: Sequence[FrozenTrial], last: int, measure: Measure) -> go.Scatter:
     choose = max if measure.maximize else min
-    best = list(accumulate((shown_value(t) or 0.0 for t in complete), choose))
+    best = list(accumulate((value_of(t) for t in complete), choose))
     return go.Scatter(
         x=[trial.number for trial in complete] + [last],
         y=[measure.plotted(value) for value in [*best, best[-1]]],
@@ -473,125 +495,6 @@ def _whole_numbers(largest: int) -> dict[str, Any]:
     return {"tickmode": "linear", "tick0": 0, "dtick": 1} if largest <= 12 else {"tickformat": "d"}
 
 
-# Parameters as axes -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """One parameter's values, placed on a line from 0 to 1.
-
-    Attributes:
-        name: the parameter.
-        ticks: positions and labels.
-        place: the position of a trial, or None when it lacks the parameter.
-        label: the trial's value as text.
-        values: the ticks' numbers; none when the parameter is a choice.
-        stepped: only the ticks' values occur.
-        log: the values lie evenly on a logarithmic scale.
-    """
-
-    name: str
-    ticks: tuple[tuple[float, str], ...]
-    place: Callable[[FrozenTrial], float | None]
-    label: Callable[[FrozenTrial], str]
-    values: tuple[float, ...] = ()
-    stepped: bool = False
-    log: bool = False
-
-
-def _axes(trials: Sequence[FrozenTrial]) -> list[_Axis]:
-    """An axis for each parameter that can take more than one value."""
-    axes = []
-    for name in parameter_names(trials):
-        found = [t.distributions[name] for t in trials if name in t.distributions]
-        if not all(distribution.single() for distribution in found):
-            axes.append(_axis(name, found))
-    return axes
-
-
-def _axis(name: str, distributions: Sequence[BaseDistribution]) -> _Axis:
-    first = distributions[0]
-    if isinstance(first, CategoricalDistribution):
-        return _choice_axis(name, first)
-    return _number_axis(name, [d for d in distributions if isinstance(d, _NUMERIC)])
-
-
-_NUMERIC = (IntDistribution, FloatDistribution)
-
-
-def _choice_axis(name: str, distribution: CategoricalDistribution) -> _Axis:
-    last = len(distribution.choices) - 1
-
-    def place(trial: FrozenTrial) -> float | None:
-        if name not in trial.params:
-            return None
-        return distribution.to_internal_repr(trial.params[name]) / last
-
-    return _Axis(
-        name,
-        tuple((i / last, parameter(choice)) for i, choice in enumerate(distribution.choices)),
-        place,
-        lambda trial: parameter(trial.params[name]),
-        stepped=True,
-    )
-
-
-def _number_axis(
-    name: str, distributions: Sequence[IntDistribution | FloatDistribution]
-) -> _Axis:
-    low = min(distribution.low for distribution in distributions)
-    high = max(distribution.high for distribution in distributions)
-    log = all(distribution.log for distribution in distributions)
-    scale: Callable[[float], float] = math.log if log else float
-
-    def position(value: float) -> float:
-        return (scale(value) - scale(low)) / (scale(high) - scale(low))
-
-    def place(trial: FrozenTrial) -> float | None:
-        return position(trial.params[name]) if name in trial.params else None
-
-    values, stepped = _tick_values(low, high, distributions[0].step, log)
-    return _Axis(
-        name,
-        tuple((position(value), parameter(value)) for value in values),
-        place,
-        lambda trial: parameter(trial.params[name]),
-        values=tuple(values),
-        stepped=stepped,
-        log=log,
-    )
-
-
-def _tick_values(
-    low: float, high: float, step: float | None, log: bool
-) -> tuple[list[float], bool]:
-    """The values to label, and whether they are all that there are."""
-    if step and not log and (high - low) / step < 8:
-        count = round((high - low) / step)
-        return [low + index * step for index in range(count + 1)], True
-    middle = math.sqrt(low * high) if log else (low + high) / 2
-    return [low, middle, high], False
-
-
-def _value_axis(trials: Sequence[FrozenTrial], measure: Measure) -> _Axis:
-    values = [shown_value(trial) or 0.0 for trial in trials]
-    low, high = min(values), max(values)
-    extent = (high - low) or 1.0
-
-    def place(trial: FrozenTrial) -> float | None:
-        value = shown_value(trial)
-        return None if value is None else (value - low) / extent
-
-    middle = (low + high) / 2
-    marked = [low, middle, high] if high > low else [low]
-    return _Axis(
-        measure.name,
-        tuple(((value - low) / extent, measure.text(value)) for value in marked),
-        place,
-        lambda trial: measure.text(shown_value(trial) or 0.0),
-    )
-
-
 # Parallel coordinates ---------------------------------------------------------------------------
 
 
@@ -611,25 +514,25 @@ def _thirds(
 
 def _lines(
     trials: Sequence[FrozenTrial],
-    axes: Sequence[_Axis],
-    value_axis: _Axis,
+    axes: Sequence[Axis],
     name: str,
+    *,
     color: str,
-    width: float,
-    opacity: float,
+    width: float = 1.0,
+    dash: str = "solid",
+    opacity: float = 1.0,
 ) -> go.Scatter:
     x: list[int | None] = []
     y: list[float | None] = []
     texts: list[str | None] = []
     for trial in trials:
-        for position, axis in enumerate([*axes, value_axis]):
+        for position, axis in enumerate(axes):
             place = axis.place(trial)
             if place is not None:
                 x.append(position)
                 y.append(round(place + (_spread(trial.number) if axis.stepped else 0.0), 4))
-                texts.append(
-                    f"<b>trial {trial.number}</b><br>{escape(axis.name)} {escape(axis.label(trial))}"
-                )
+                value = f"{escape(axis.name)} {escape(axis.label(trial))}"
+                texts.append(f"<b>trial {trial.number}</b><br>{value}")
         x.append(None)
         y.append(None)
         texts.append(None)
@@ -640,7 +543,7 @@ def _lines(
         name=name,
         visible=bool(x),
         opacity=opacity,
-        line={"color": color, "width": width},
+        line={"color": color, "width": width, "dash": dash},
         hovertext=texts,
         hoverinfo="text",
     )
@@ -651,7 +554,7 @@ def _spread(trial_number: int) -> float:
     return 0.05 * ((trial_number * 0.6180339887) % 1.0 - 0.5)
 
 
-def _draw_axis(figure: go.Figure, position: int, axis: _Axis) -> None:
+def _draw_axis(figure: go.Figure, position: int, axis: Axis) -> None:
     figure.add_shape(
         type="line", x0=position, x1=position, y0=-0.03, y1=1.03, line={"color": GREY, "width": 1}
     )
@@ -678,51 +581,65 @@ def _draw_axis(figure: go.Figure, position: int, axis: _Axis) -> None:
 
 
 def _slice(
-    axis: _Axis, complete: Sequence[FrozenTrial], pruned: Sequence[FrozenTrial], measure: Measure
+    axis: Axis,
+    complete: Sequence[FrozenTrial],
+    pruned: Sequence[FrozenTrial],
+    special: Sequence[tuple[FrozenTrial, _Mark]],
+    measure: Measure,
 ) -> Chart:
-    best = ranked(complete, measure)[:1]
     figure = go.Figure()
-    figure.add_trace(_slice_points(axis, pruned, measure, _PRUNED_MARK))
-    figure.add_trace(_slice_points(axis, complete, measure, _COMPLETED_MARK))
-    for trial in best:
-        figure.add_trace(_slice_points(axis, [trial], measure, _best_mark(trial)))
-    _label(figure, escape(axis.name), measure, height=280)
+    figure.add_trace(_slice_points(axis, pruned, measure, _PRUNED))
+    figure.add_trace(_slice_points(axis, complete, measure, _COMPLETED))
+    for trial, mark in special:
+        figure.add_trace(_slice_points(axis, [trial], measure, mark))
+    _label(figure, escape(axis.name), measure, height=270)
     figure.update_layout(showlegend=False, margin={"t": 12})
-    if not axis.values:
-        choices = [escape(label) for _, label in axis.ticks]
-        figure.update_xaxes(
-            type="category",
-            categoryorder="array",
-            categoryarray=choices,
-            range=[-0.5, len(choices) - 0.5],
-        )
-    elif axis.log:
-        figure.update_xaxes(type="log")
-    elif axis.stepped:
-        figure.update_xaxes(tickmode="array", tickvals=axis.values)
+    figure.update_yaxes(title_text=None)
+    figure.update_xaxes(**_slice_ticks(axis))
+    values = "; ".join(f"{mark.name}: {_described(t, [axis.name])}" for t, mark in special)
     return Chart(
         figure,
         axis.name,
         "",
         f"{_capital(measure.name)} against {axis.name}, "
         f"{plural(len(complete), 'completed trial')} and {plural(len(pruned), 'pruned trial')}."
-        + (f" The best has {_described(best[0], [axis.name])}." if best else ""),
+        + (f" {_capital(values)}." if values else ""),
+        zoomable=False,
     )
 
 
+def _slice_ticks(axis: Axis) -> dict[str, Any]:
+    if not axis.values:
+        choices = [escape(label) for _, label in axis.ticks]
+        return {
+            "type": "category",
+            "categoryorder": "array",
+            "categoryarray": choices,
+            "range": [-0.5, len(choices) - 0.5],
+        }
+    labelled = {
+        "tickmode": "array",
+        "tickvals": axis.values,
+        "ticktext": [label for _, label in axis.ticks],
+    }
+    if axis.log:
+        return {"type": "log", **labelled}
+    return labelled if axis.stepped else {}
+
+
 def _slice_points(
-    axis: _Axis, trials: Sequence[FrozenTrial], measure: Measure, mark: _Mark
+    axis: Axis, trials: Sequence[FrozenTrial], measure: Measure, mark: _Mark
 ) -> go.Scatter:
     placed = [trial for trial in trials if axis.name in trial.params]
     values = [trial.params[axis.name] for trial in placed]
     digits = ".1f" if measure.percent else ".4g"
     return go.Scatter(
         x=values if axis.values else [escape(parameter(value)) for value in values],
-        y=[measure.plotted(shown_value(trial) or 0.0) for trial in placed],
+        y=[measure.plotted(value_of(trial)) for trial in placed],
         customdata=[trial.number for trial in placed],
         mode="markers",
         name=mark.name,
-        marker=mark.style,
+        marker=dict(mark.point),
         hovertemplate="<b>trial %{customdata}</b><br>%{x}<br>"
         f"%{{y:{digits}}}{measure.unit}<extra></extra>",
     )
@@ -735,10 +652,10 @@ def _importances(
     complete: Sequence[FrozenTrial], rest: Sequence[FrozenTrial], top: int, measure: Measure
 ) -> dict[str, float]:
     """Each varying parameter's share of the importance, largest first."""
-    worst = min(measure.key(shown_value(trial) or 0.0) for trial in complete)
+    worst = min(measure.key(value_of(trial)) for trial in complete)
     study = _silent_study()
     for trial in complete:
-        study.add_trial(_finished(trial, measure.key(shown_value(trial) or 0.0)))
+        study.add_trial(_finished(trial, measure.key(value_of(trial))))
     for trial in rest:
         # Only the order counts: any value below the completed ones says "not among the best".
         study.add_trial(_finished(trial, worst - 1.0))
@@ -749,7 +666,11 @@ def _importances(
         # It warns of values that occur once, which is normal in a small study.
         warnings.simplefilter("ignore")
         shares = get_param_importances(study, evaluator=evaluator)
-    return {name: share for name, share in shares.items() if name in _names(_axes(study.trials))}
+    return {
+        name: share
+        for name, share in shares.items()
+        if name in _names(parameter_axes(study.trials))
+    }
 
 
 def _silent_study() -> optuna.Study:
@@ -762,7 +683,7 @@ def _silent_study() -> optuna.Study:
         optuna.logging.set_verbosity(verbosity)
 
 
-def _names(axes: Sequence[_Axis]) -> set[str]:
+def _names(axes: Sequence[Axis]) -> set[str]:
     return {axis.name for axis in axes}
 
 
@@ -784,8 +705,8 @@ def _bars(shares: dict[str, float]) -> go.Figure:
             hoverinfo="skip",
         )
     )
-    figure.update_layout(template=theme(dark=False), height=110 + 34 * len(shares))
-    figure.update_layout(margin={"t": 12, "r": 56})
+    figure.update_layout(template=theme(dark=False), height=70 + 34 * len(shares))
+    figure.update_layout(margin={"t": 12, "r": 56}, bargap=0.35)
     figure.update_xaxes(title_text="share of the importance", ticksuffix=" %", rangemode="tozero")
     figure.update_yaxes(type="category", ticksuffix="  ")
     return figure

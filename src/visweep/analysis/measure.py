@@ -6,6 +6,7 @@ Numbers and units are joined by a no-break space, so that no line ends between t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,27 +78,40 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,}{GAP}{noun}{'' if count == 1 else 's'}"
 
 
+def listing(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
 def duration(seconds: float) -> str:
-    """`41 s`, `3 min 20 s`, `1 h 5 min`."""
+    """`4.1 s`, `41 s`, `3 min 20 s`, `25 min`, `1 h 5 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f}{GAP}s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole}{GAP}s"
     minutes, rest = divmod(whole, 60)
-    if minutes < 60:
+    if minutes < 10:
         return f"{minutes}{GAP}min" + (f" {rest}{GAP}s" if rest else "")
     hours, minutes = divmod(round(seconds / 60), 60)
+    if hours == 0:
+        return f"{minutes}{GAP}min"
     return f"{hours:,}{GAP}h" + (f" {minutes}{GAP}min" if minutes else "")
 
 
 def quantity(count: float) -> str:
-    """A count of parameters or images: `950`, `12.3 K`, `1.25 M`."""
+    """A large count: `950`, `12.3 K`, `1.25 M`."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
         # 999,950 would round to 1000 K.
         if abs(count) >= size * 0.9995:
             return f"{_three_digits(count / size)}{GAP}{letter}"
     return f"{count:.0f}"
+
+
+def rate(per_second: float) -> str:
+    """A number per second, to three significant digits: `3,120`."""
+    rounded = float(f"{per_second:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
 
 
 def memory(count: float) -> str:

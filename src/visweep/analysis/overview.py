@@ -7,6 +7,7 @@ change studies too; what cannot be read is None, never an error.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,9 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from visweep.analysis.measure import Measure
 from visweep.errors import UsageError
-
-SPECIFICATION = "visweep:specification"
-BUDGET = "visweep:budget"
+from visweep.storage.specification import BUDGET, SPECIFICATION
 
 
 def attribute(trial: FrozenTrial, name: str) -> float | None:
@@ -28,7 +27,7 @@ def attribute(trial: FrozenTrial, name: str) -> float | None:
     value = trial.user_attrs.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= sys.float_info.max else None
 
 
 def curve(trial: FrozenTrial) -> list[tuple[int, float]]:
@@ -46,11 +45,18 @@ def epochs(trial: FrozenTrial) -> int:
 def shown_value(trial: FrozenTrial) -> float | None:
     """The objective of a completed trial; of any other the last value that it reported."""
     if trial.values is not None and len(trial.values) == 1 and math.isfinite(trial.values[0]):
-        return trial.values[0]
+        return float(trial.values[0])
     reported = curve(trial)
     if trial.state == TrialState.COMPLETE or not reported:
         return None
     return reported[-1][1]
+
+
+def value_of(trial: FrozenTrial) -> float:
+    """The value of a trial that is known to have one to show."""
+    value = shown_value(trial)
+    assert value is not None, f"trial {trial.number} has no value"
+    return value
 
 
 def in_state(trials: Sequence[FrozenTrial], *states: TrialState) -> list[FrozenTrial]:
@@ -62,7 +68,7 @@ def ranked(trials: Sequence[FrozenTrial], measure: Measure) -> list[FrozenTrial]
     """The completed trials, best first; the earlier one first where two are equal."""
     return sorted(
         in_state(trials, TrialState.COMPLETE),
-        key=lambda trial: (-measure.key(shown_value(trial) or 0.0), trial.number),
+        key=lambda trial: (-measure.key(value_of(trial)), trial.number),
     )
 
 
@@ -134,8 +140,12 @@ class Overview:
         return mapping(self.specification, "identity")
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
-        return mapping(self.specification, "provenance")
+    def provenance(self) -> list[Mapping[str, Any]]:
+        """Where and with what the trials were run: one record for each that has one."""
+        own = [mapping(trial.user_attrs, "provenance") for trial in self.trials]
+        recorded = [record for record in own if record]
+        shared = mapping(self.specification, "provenance")
+        return recorded or ([shared] if shared else [])
 
     @property
     def varied(self) -> list[str]:
@@ -222,5 +232,6 @@ def _measure(study: optuna.Study, is_sweep: bool) -> Measure:
 
 
 def _never_begun(trial: FrozenTrial) -> bool:
-    """A slot that a smaller budget closed: it failed without having started."""
-    return trial.state == TrialState.FAIL and trial.datetime_start is None
+    """A slot that a smaller budget closed: it failed without having started, for no reason."""
+    is_unstarted = trial.state == TrialState.FAIL and trial.datetime_start is None
+    return is_unstarted and "ended" not in trial.user_attrs

@@ -22,6 +22,7 @@ from visweep.analysis.figures import Chart, theme
 def to_html(document: Document) -> str:
     """The page, as a complete HTML document."""
     environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("visweep.analysis", "web"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -29,7 +30,7 @@ def to_html(document: Document) -> str:
     )
     environment.filters["chart_json"] = _chart_json
     script, plotly = _asset("page.js"), get_plotlyjs()
-    return environment.from_string(_asset("page.html.jinja")).render(
+    return environment.get_template("page.html.jinja").render(
         document=document,
         style=Markup(_asset("page.css")),
         script=Markup(script),

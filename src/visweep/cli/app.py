@@ -1,9 +1,11 @@
 """The command `visweep`: look at studies, train a configuration again, tidy up."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +22,8 @@ app = typer.Typer(
     "Searches are started by the scripts in sweeps/.",
 )
 
+_PIPE_WIDTH = 200
+
 Study = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")]
 
 
@@ -31,7 +35,7 @@ def status(
     storage: opt.Storage = None,
 ) -> None:
     """Show the studies, their budgets, states and best trials."""
-    found = overview(opt.storage_url(storage))
+    found = [] if opt.is_fresh(storage) else overview(opt.storage_url(storage))
     if study is not None:
         names = [s.name for s in found]
         if study not in names:
@@ -39,24 +43,21 @@ def status(
 
             raise unknown_name("STUDY", study, names)
         found = [s for s in found if s.name == study]
-    console = Console()
+    # A pipe has no width; a row on one line is easier to search.
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     if not found:
         console.print("no studies yet; begin one with: python sweeps/vit_search.py --trials 50")
         return
-    table = Table(header_style="bold")
+    table = Table(header_style="bold", box=SIMPLE)
     table.add_column("study", overflow="fold")
-    headings = ("finished", "complete", "pruned", "running", "waiting", "failed", "best")
-    for heading in headings:
+    for heading in ("finished", "pruned", "running", "waiting", "failed", "best"):
         table.add_column(heading, justify="right", no_wrap=True)
     for s in found:
         table.add_row(
             s.name,
             f"{s.finished} of {s.budget}" if s.budget is not None else str(s.finished),
-            *(
-                str(s.states.get(state, 0))
-                for state in ("COMPLETE", "PRUNED", "RUNNING", "WAITING", "FAIL")
-            ),
-            f"{text.percent(s.best[1])} (trial {s.best[0]})" if s.best else "—",
+            *(str(s.states.get(state, 0)) for state in ("PRUNED", "RUNNING", "WAITING", "FAIL")),
+            f"{text.percent(s.best[1])} (#{s.best[0]})" if s.best else "—",
         )
     console.print(table)
 
@@ -67,7 +68,9 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE",
+            "--output",
+            "-o",
+            metavar="FILE",
             help="Where to write it, such as report.html. [default: STUDY.html]",
         ),
     ] = None,
@@ -124,8 +127,10 @@ def delete(
 
     with opened(storage, study) as (loaded, opened_storage):
         count = len(loaded.get_trials(deepcopy=False))
-        if not yes:
-            typer.confirm(f"Delete {study!r} with its {count} trials for good?", abort=True)
+        question = f"Delete {study!r} with its {count} trials for good?"
+        if not yes and not typer.confirm(question):
+            typer.echo("nothing was deleted")
+            return
         delete_study(loaded, opened_storage)
     typer.echo(f"deleted {study}")
 
@@ -148,7 +153,8 @@ def train(
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="FIELD=VALUE",
+            "--set",
+            metavar="FIELD=VALUE",
             help="Change a field of the configuration, such as --set depth=4; may be repeated.",
         ),
     ] = None,
@@ -163,7 +169,8 @@ def train(
     dataset: Annotated[
         str | None,
         typer.Option(
-            "--dataset", metavar="NAME",
+            "--dataset",
+            metavar="NAME",
             help="Without a study: which images. [default: cluttered-digits]",
         ),
     ] = None,
@@ -174,7 +181,8 @@ def train(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            "--checkpoint", metavar="FILE",
+            "--checkpoint",
+            metavar="FILE",
             help="Keep the state here after each epoch, and go on from it, such as run.ckpt.",
         ),
     ] = None,

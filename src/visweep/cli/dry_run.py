@@ -18,7 +18,10 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
     """Print the specification and the cost of the smallest, middle and largest model."""
     specification, asked = prepared.specification, prepared.asked
     console.print(f"study {prepared.name}, {asked.trials} trials", highlight=False)
-    console.print_json(json.dumps(specification.identity()))
+    identity = specification.identity()
+    for name, distribution in specification.space.items():
+        console.print(f"  {name:<12} {distribution}", highlight=False, markup=False)
+    console.print_json(json.dumps({n: v for n, v in identity.items() if n != "space"}))
     points = sorted(
         corners(specification.space, middle=True),
         key=lambda p: multiply_adds(

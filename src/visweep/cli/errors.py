@@ -1,4 +1,4 @@
-"""Errors as a person sees them: one line on stderr, and an exit status that tells whose they are."""
+"""Errors as a person sees them: one line on stderr, and a status that tells whose they are."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def call(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
     except VisweepError as e:
         _end(str(e), FAILURE)
     except TyperException as e:
-        _end(e.format_message(), USAGE)
+        _end(_message(e, sys.argv[1:] if arguments is None else arguments), USAGE)
     except (KeyboardInterrupt, typer.Abort):
         _end("stopped at once; the running epoch is lost, nothing else is", INTERRUPTED)
     except BrokenPipeError:
@@ -34,6 +34,20 @@ def call(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(FAILURE)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _message(error: TyperException, arguments: Sequence[str]) -> str:
+    """Typer's own word, with the value that it leaves out."""
+    options = getattr(getattr(error, "param", None), "opts", [])
+    given = None
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, equals, value = argument.partition("=")
+        if name in options:
+            given = value if equals else following
+    if given is None:
+        return error.format_message()
+    reason = error.message[:1].lower() + error.message[1:]
+    return f"{options[0]}: {given!r} is not accepted: {reason}"
 
 
 def _end(message: str, status: int) -> None:

@@ -27,63 +27,85 @@ Storage = Annotated[
 Dataset = Annotated[
     str,
     typer.Option(
-        "--dataset", metavar="NAME", rich_help_panel=DATA,
+        "--dataset",
+        metavar="NAME",
+        rich_help_panel=DATA,
         help="Which images, such as fashion-mnist or imagefolder.",
     ),
 ]
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", metavar="DIR", rich_help_panel=DATA,
+        "--data-dir",
+        metavar="DIR",
+        rich_help_panel=DATA,
         help="Where the images lie, such as ~/data. [default: a cache, filled by download]",
     ),
 ]
 ImageSize = Annotated[
     int | None,
     typer.Option(
-        "--image-size", metavar="P", min=1, rich_help_panel=DATA,
+        "--image-size",
+        metavar="P",
+        min=1,
+        rich_help_panel=DATA,
         help="Resize images to P pixels, such as 64. [default: the data set's own size]",
     ),
 ]
 TrainSize = Annotated[
     int | None,
     typer.Option(
-        "--train-size", metavar="M", min=1, rich_help_panel=DATA,
+        "--train-size",
+        metavar="M",
+        min=1,
+        rich_help_panel=DATA,
         help="Use M training images, evenly over the classes, such as 10000. [default: all]",
     ),
 ]
 Epochs = Annotated[
     int,
     typer.Option(
-        "--epochs", metavar="E", min=1, rich_help_panel=TRAINING,
+        "--epochs",
+        metavar="E",
+        min=1,
+        rich_help_panel=TRAINING,
         help="Passes over the training images that an unpruned trial makes, such as 20.",
     ),
 ]
 BatchSize = Annotated[
     int,
     typer.Option(
-        "--batch-size", metavar="B", min=1, rich_help_panel=TRAINING,
+        "--batch-size",
+        metavar="B",
+        min=1,
+        rich_help_panel=TRAINING,
         help="Images per training step, such as 128.",
     ),
 ]
 LearningRate = Annotated[
     float,
     typer.Option(
-        "--lr", metavar="X", rich_help_panel=TRAINING,
+        "--lr",
+        metavar="X",
+        rich_help_panel=TRAINING,
         help="Peak learning rate of AdamW, such as 1e-3.",
     ),
 ]
 WeightDecay = Annotated[
     float,
     typer.Option(
-        "--weight-decay", metavar="X", rich_help_panel=TRAINING,
+        "--weight-decay",
+        metavar="X",
+        rich_help_panel=TRAINING,
         help="Decoupled weight decay of weight matrices, such as 0.1.",
     ),
 ]
 Device = Annotated[
     str,
     typer.Option(
-        "--device", metavar="NAME", rich_help_panel=TRAINING,
+        "--device",
+        metavar="NAME",
+        rich_help_panel=TRAINING,
         help="auto, cpu, cuda or cuda:N, such as cuda:1; auto takes a GPU where there is one.",
     ),
 ]
@@ -101,12 +123,26 @@ def storage_url(given: str | None) -> str:
         given = os.environ.get("VISWEEP_STORAGE")
     if given is not None:
         return given
-    folder = (checkout() or Path.cwd()) / "storage"
+    path = _default_file()
     try:
-        folder.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
     except OSError as e:
-        raise UsageError(f"--storage: cannot make the folder {folder}: {e.strerror}") from e
-    return f"sqlite:///{folder / 'studies.db'}"
+        raise UsageError(f"--storage: cannot make the folder {path.parent}: {e.strerror}") from e
+    return f"sqlite:///{path}"
+
+
+def is_fresh(given: str | None) -> bool:
+    """Whether the default storage is meant and nothing has been searched in it yet."""
+    return given is None and "VISWEEP_STORAGE" not in os.environ and not _default_file().exists()
+
+
+def is_default(url: str) -> bool:
+    """Whether a command that is given no storage would use this one."""
+    return url == os.environ.get("VISWEEP_STORAGE", f"sqlite:///{_default_file()}")
+
+
+def _default_file() -> Path:
+    return (checkout() or Path.cwd()) / "storage" / "studies.db"
 
 
 def seconds(text: str | None) -> float | None:

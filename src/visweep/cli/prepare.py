@@ -9,6 +9,7 @@ import torch
 from visweep import data
 from visweep.cli.sweep import SweepOptions
 from visweep.data.resident import ResidentData, to_device
+from visweep.errors import UsageError
 from visweep.search.recipe import Recipe
 from visweep.search.seeds import replica_seeds
 from visweep.search.spaces import check_space, into_space
@@ -47,12 +48,23 @@ def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
     path = sqlite_path(parse(asked.storage))
     if path is not None:
         check_sqlite_file(path, must_exist=False)
+    elif asked.sampler == "cmaes":
+        raise UsageError(
+            "--sampler: cmaes runs code that it reads from the storage, so a server is refused; "
+            "accepted for it: --storage sqlite:///FILE"
+        )
     device = resolve_device(asked.device)
     dataset = data.load(asked.data)
+    images = len(dataset.train.labels)
+    if asked.train.batch_size > images:
+        raise UsageError(
+            f"--batch-size: {asked.train.batch_size} is larger than the training set; "
+            f"accepted: 1 to {images}"
+        )
     image_size = dataset.model_fields["image_size"]
     space = recipe.spaces[asked.space](image_size)
-    model = into_space(recipe.baseline.replace(**dataset.model_fields), space)
-    train = asked.train.replace(
+    model, train = into_space(recipe.baseline, asked.train, dataset.model_fields, space)
+    train = train.replace(
         seeds=replica_seeds(asked.seed, asked.seeds),
         precision=resolve_precision(asked.train.precision, device),
         translate=max(1, image_size // 16),

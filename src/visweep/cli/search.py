@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shlex
 
 import optuna
 from rich.console import Console
 
+from visweep.cli.options import is_default
 from visweep.cli.prepare import Prepared
 from visweep.errors import StorageError
 from visweep.search.interrupt import Interrupt
@@ -33,7 +35,8 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
         opened = open_study(storage, prepared.name, prepared.specification, asked.trials)
         with Interrupt(asked.timeout).listening() as interrupt:
             _watch(console, opened, prepared, interrupt)
-        print_summary(console, opened.study, prepared.specification.train.epochs)
+        where = "" if is_default(asked.storage) else f" --storage {shlex.quote(asked.storage)}"
+        print_summary(console, opened.study, prepared.specification.train.epochs, where)
         if interrupt.reason:
             _print(console, f"stopped: {interrupt.reason}. resume: {command}")
         return _STATUS.get(interrupt.reason, 0)
@@ -43,9 +46,7 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
         storage.close()
 
 
-def _watch(
-    console: Console, opened: OpenStudy, prepared: Prepared, interrupt: Interrupt
-) -> None:
+def _watch(console: Console, opened: OpenStudy, prepared: Prepared, interrupt: Interrupt) -> None:
     view = view_for(console)
     try:
         Worker(opened, prepared.data, view, interrupt).run()

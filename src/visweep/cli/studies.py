@@ -48,9 +48,11 @@ def delete_study(study: optuna.Study, storage: Storage) -> None:
             f"run visweep stop {study.study_name} first"
         )
     checkpoints = checkpoints_of(study, storage)
-    with storage.transaction() as connection:
-        connection.execute(sa.delete(slots).where(slots.c.study_id == study._study_id))
+    study_id = study._study_id
+    # In this order: slots without a study are harmless, a study without slots would begin anew.
     optuna.delete_study(study_name=study.study_name, storage=storage)
+    with storage.transaction() as connection:
+        connection.execute(sa.delete(slots).where(slots.c.study_id == study_id))
     checkpoints.discard()
 
 
@@ -60,7 +62,7 @@ def _live_workers(storage: Storage, study_id: int) -> list[int]:
     query = sa.select(slots.c.owner).where(
         slots.c.study_id == study_id, slots.c.owner.is_not(None)
     )
-    with storage.transaction() as connection:
+    with storage.reading() as connection:
         owners = [Owner.from_text(text) for text in connection.execute(query).scalars()]
     return [owner.pid for owner in owners if not owner.is_gone()]
 

@@ -15,8 +15,6 @@ from visweep.config import DataConfig, TrainConfig
 from visweep.errors import UsageError, unknown_name
 from visweep.search.recipe import Recipe
 
-__all__ = ["Recipe", "run"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
@@ -50,7 +48,10 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
         trials: Annotated[
             int,
             typer.Option(
-                "--trials", metavar="N", min=1, rich_help_panel=opt.SEARCH,
+                "--trials",
+                metavar="N",
+                min=1,
+                rich_help_panel=opt.SEARCH,
                 help="How many trials the study has in all, those already finished included, "
                 "such as 200.",
             ),
@@ -58,7 +59,9 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
         study: Annotated[
             str | None,
             typer.Option(
-                "--study", metavar="NAME", rich_help_panel=opt.SEARCH,
+                "--study",
+                metavar="NAME",
+                rich_help_panel=opt.SEARCH,
                 help="Name of the study to create or resume, such as night-run. "
                 "[default: made of the model, data set and space]",
             ),
@@ -75,14 +78,19 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
         space: Annotated[
             str,
             typer.Option(
-                "--space", metavar="NAME", rich_help_panel=opt.SEARCH,
+                "--space",
+                metavar="NAME",
+                rich_help_panel=opt.SEARCH,
                 help=f"What to search: {' or '.join(recipe.spaces)}, such as report.",
             ),
         ] = next(iter(recipe.spaces)),
         seeds: Annotated[
             int,
             typer.Option(
-                "--seeds", metavar="K", min=1, rich_help_panel=opt.SEARCH,
+                "--seeds",
+                metavar="K",
+                min=1,
+                rich_help_panel=opt.SEARCH,
                 help="Replicas of each trial; their mean accuracy counts, such as 3.",
             ),
         ] = 1,
@@ -90,21 +98,26 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
         sampler: Annotated[
             str,
             typer.Option(
-                "--sampler", metavar="NAME", rich_help_panel=opt.SEARCH,
+                "--sampler",
+                metavar="NAME",
+                rich_help_panel=opt.SEARCH,
                 help="tpe, random, gp, cmaes or qmc, such as random.",
             ),
         ] = "tpe",
         pruner: Annotated[
             str,
             typer.Option(
-                "--pruner", metavar="NAME", rich_help_panel=opt.SEARCH,
+                "--pruner",
+                metavar="NAME",
+                rich_help_panel=opt.SEARCH,
                 help="hyperband, median or none, such as none.",
             ),
         ] = "hyperband",
         timeout: Annotated[
             str | None,
             typer.Option(
-                "--timeout", metavar="TIME",
+                "--timeout",
+                metavar="TIME",
                 help="Stop this command after TIME, such as 2h or 1h30m; run it again to go on. "
                 "[default: never]",
             ),
@@ -112,7 +125,10 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
         seed: Annotated[
             int,
             typer.Option(
-                "--seed", metavar="S", min=0, rich_help_panel=opt.SEARCH,
+                "--seed",
+                metavar="S",
+                min=0,
+                rich_help_panel=opt.SEARCH,
                 help="Seed of the study, such as 7.",
             ),
         ] = 0,
@@ -134,8 +150,8 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
                 image_size=image_size,
                 train_size=train_size,
             ),
-            train=train.replace(
-                epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay
+            train=_with_options(
+                train, epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay
             ),
             space=space,
             seeds=seeds,
@@ -148,6 +164,15 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
         return search(recipe, asked, dry_run)
 
     return command
+
+
+def _with_options(train: TrainConfig, **given: float) -> TrainConfig:
+    """Fields are named after the options, and so are the errors."""
+    try:
+        return train.replace(**given)
+    except UsageError as e:
+        field, _, reason = str(e).partition(":")
+        raise UsageError(f"--{field.replace('_', '-')}:{reason}") from e
 
 
 def search(recipe: Recipe, asked: SweepOptions, dry_run: bool) -> int:

@@ -21,7 +21,7 @@ from visweep.data.splits import Indices, hold_out, number
 Floats = npt.NDArray[np.float32]
 PartName = Literal["train", "val", "test"]
 
-COUNTS: dict[PartName, int] = {"train": 6_000, "val": 1_500, "test": 2_000}
+COUNTS: dict[PartName, int] = {"train": 4_000, "val": 1_500, "test": 2_000}
 """Images of each part."""
 HELD_OUT = 0.2
 """Fraction of the scanned digits that only validation images are made of; and again for test."""
@@ -37,7 +37,7 @@ class Clutter:
     """Height and width of an image, in pixels."""
     digit: int = 20
     """Height and width of the digit, in pixels."""
-    fragments: int = 4
+    fragments: int = 3
     """Pieces of other digits in each image."""
     fragment: int = 7
     """Height and width of a piece, in pixels."""

@@ -116,14 +116,15 @@ def load_test(config: DataConfig) -> FilePart:
 
 
 def _parts(root: Path) -> tuple[FilePart, FilePart | None]:
-    train_folder = root / "train" if _is_parted(root) else root
+    parted = _is_parted(root)
+    train_folder = root / "train" if parted else root
+    has_val = parted and (root / "val").is_dir()
     classes = class_names(train_folder)
     train = scan(train_folder, classes)
-    has_val = _is_parted(root) and (root / "val").is_dir()
     val = scan(root / "val", classes) if has_val else ()
     channels = 1 if all(file.grey for file in train + val) else 3
-    part = FilePart(classes, val, channels) if has_val else None
-    return FilePart(classes, train, channels), part
+    val_part = FilePart(classes, val, channels) if has_val else None
+    return FilePart(classes, train, channels), val_part
 
 
 def _root(config: DataConfig) -> Path:
@@ -165,10 +166,11 @@ def scan(folder: Path, classes: Sequence[str]) -> tuple[ImageFile, ...]:
     """
     found = class_names(folder)
     if set(found) != set(classes):
-        odd = ", ".join(sorted(set(found) ^ set(classes)))
+        missing = ", ".join(sorted(set(classes) - set(found))) or "none"
+        unknown = ", ".join(sorted(set(found) - set(classes))) or "none"
         raise DataError(
-            f"--data-dir: {folder} has not the classes of {folder.parent / 'train'} "
-            f"(in one of them only: {odd}); expected the same folders in both"
+            f"--data-dir: {folder} has other classes (missing: {missing}; unknown: {unknown}); "
+            "expected a folder for each class of the training images"
         )
     files: list[ImageFile] = []
     for label, name in enumerate(classes):

@@ -6,7 +6,6 @@ the files of MNIST and Fashion-MNIST may also lie in the folder as they were pub
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,10 +207,7 @@ def _cifar(name: str) -> _Open:
     def read(root: Path, train: bool, download: bool) -> _Read:
         import torchvision.datasets
 
-        with warnings.catch_warnings():
-            # The published files were pickled by a NumPy whose pickles a new one frowns on.
-            warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
-            data = getattr(torchvision.datasets, name)(root, train=train, download=download)
+        data = getattr(torchvision.datasets, name)(root, train=train, download=download)
         return tuple(data.classes), data.data.transpose(0, 3, 1, 2), data.targets
 
     return read

@@ -81,4 +81,5 @@ class ConvNet(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = x.mean(dim=(2, 3)).view(len(x), self.replicas, -1).transpose(0, 1)
-        return self.head(self.drop(x, draws))
+        logits: Tensor = self.head(self.drop(x, draws))
+        return logits

@@ -172,9 +172,7 @@ class BatchNorm2d(Stacked):
         )
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, drop: Dropout, draws: Draws | None
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, drop: Dropout, draws: Draws | None) -> Tensor:
     """Scaled dot-product attention over (K, B, heads, tokens, D_head).
 
     Torch's fused kernel draws its dropout mask from a generator that cannot be keyed, and was

@@ -1,6 +1,7 @@
 """The Vision Transformer of Dosovitskiy et al. 2021, for K replicas at once.
 
-    K  replicas    B  images    C  channels    T  tokens    D  embed_dim    H  heads    P  patch_size
+K  replicas    B  images    C  channels    T  tokens    D  embed_dim    H  heads
+P  height and width of a patch
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class SelfAttention(nn.Module):
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind()
         mixed = attention(q, k, v, self.attn_drop, draws)  # (K, B, H, T, D/H)
         mixed = mixed.transpose(2, 3).reshape(K, B * T, D)
-        return self.proj_drop(self.proj(mixed).view(K, B, T, D), draws)
+        out: Tensor = self.proj_drop(self.proj(mixed).view(K, B, T, D), draws)
+        return out
 
 
 class MLP(nn.Module):
@@ -46,7 +48,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
         hidden = self.drop1(nn.functional.gelu(self.fc1(x.flatten(1, 2))), draws)
-        return self.drop2(self.fc2(hidden), draws).view(x.shape)
+        out: Tensor = self.drop2(self.fc2(hidden), draws)
+        return out.view(x.shape)
 
 
 class Block(nn.Module):
@@ -61,7 +64,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
         x = x + self.attn(self.norm1(x), draws)
-        return x + self.mlp(self.norm2(x), draws)
+        out: Tensor = x + self.mlp(self.norm2(x), draws)
+        return out
 
 
 class Embedding(Stacked):
@@ -70,9 +74,7 @@ class Embedding(Stacked):
     def __init__(self, config: ViTConfig, replicas: int) -> None:
         super().__init__()
         self.patch_size = config.patch_size
-        self.proj = Linear(
-            replicas, config.in_chans * config.patch_size**2, config.embed_dim
-        )
+        self.proj = Linear(replicas, config.in_chans * config.patch_size**2, config.embed_dim)
         self.position = nn.Parameter(torch.empty(replicas, config.num_tokens, config.embed_dim))
         self.class_token = (
             nn.Parameter(torch.empty(replicas, 1, config.embed_dim))
@@ -81,7 +83,7 @@ class Embedding(Stacked):
         )
 
     def init_replica(self, replica: int, generator: torch.Generator) -> None:
-        nn.init.trunc_normal_(self.position[replica], std=0.02, generator=generator)
+        nn.init.normal_(self.position[replica], std=0.02, generator=generator)
         if self.class_token is not None:
             nn.init.zeros_(self.class_token[replica])
 
@@ -122,4 +124,5 @@ class ViT(nn.Module):
             x = block(x, draws)
         x = self.norm(x)
         x = x[:, :, 0] if self.config.class_token else x.mean(dim=2)
-        return self.head(x)
+        logits: Tensor = self.head(x)
+        return logits

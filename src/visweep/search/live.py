@@ -121,6 +121,7 @@ class LiveView(Watcher):
             Text.assemble(
                 (f"{progress.finished} of {progress.budget}", "bold"),
                 f" · {progress.complete} complete · {progress.pruned} pruned"
+                + (f" · {progress.running} running" if progress.running else "")
                 + (f" · {progress.failed} failed" if progress.failed else "")
                 + (f" · about {text.duration(left)} left" if left else ""),
             ),
@@ -152,7 +153,9 @@ class LiveView(Watcher):
         best = self._progress.best
         shown = text.parameters(best[2]) if best else ""
         return Text.assemble(
-            ("best ", "bold"), f"trial {number}: ", (text.percent(accuracy), "bold green"),
+            ("best ", "bold"),
+            f"trial {number}: ",
+            (text.percent(accuracy), "bold green"),
             f"  {shown}",
         )
 

@@ -23,19 +23,19 @@ STARTUP_TRIALS = 10
 """Random trials before a model-based sampler proposes."""
 
 
-def _tpe(seed: int, _: int) -> BaseSampler:
+def _tpe(seed: int, *_: int) -> BaseSampler:
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
 
 
-def _random(seed: int, _: int) -> BaseSampler:
+def _random(seed: int, *_: int) -> BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _gp(seed: int, _: int) -> BaseSampler:
+def _gp(seed: int, *_: int) -> BaseSampler:
     return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
 
 
-def _cmaes(seed: int, _: int) -> BaseSampler:
+def _cmaes(seed: int, *_: int) -> BaseSampler:
     return optuna.samplers.CmaEsSampler(
         seed=seed,
         n_startup_trials=STARTUP_TRIALS,
@@ -44,9 +44,25 @@ def _cmaes(seed: int, _: int) -> BaseSampler:
     )
 
 
-def _qmc(seed: int, study_seed: int) -> BaseSampler:
+class _NumberedQmc(optuna.samplers.QMCSampler):
+    """Takes the point of its sequence that has the trial's number.
+
+    Optuna counts in the study how many points were asked for, so that asking twice for a trial,
+    as happens when a worker is killed in between, would shift all that follow.
+    """
+
+    def __init__(self, number: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._number = number
+
+    def _find_sample_id(self, study: optuna.Study, search_space: Any) -> int:
+        return self._number
+
+
+def _qmc(seed: int, study_seed: int, number: int) -> BaseSampler:
     # One scrambled sequence serves the whole study, so its seed must not change with the trial.
-    return optuna.samplers.QMCSampler(
+    return _NumberedQmc(
+        number,
         seed=study_seed,
         scramble=True,
         warn_independent_sampling=False,
@@ -54,7 +70,7 @@ def _qmc(seed: int, study_seed: int) -> BaseSampler:
     )
 
 
-SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
+SAMPLERS: Mapping[str, Callable[[int, int, int], BaseSampler]] = {
     "tpe": _tpe,
     "random": _random,
     "gp": _gp,
@@ -73,7 +89,7 @@ def make_sampler(name: str, study_seed: int, number: int) -> BaseSampler:
         raise unknown_name("--sampler", name, SAMPLERS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return SAMPLERS[name](seed_for(study_seed, "sampler", number), study_seed)
+        return SAMPLERS[name](seed_for(study_seed, "sampler", number), study_seed, number)
 
 
 def propose(
@@ -84,6 +100,8 @@ def propose(
     The sampler sees all trials of the study. (Optuna's own `ask` shows it those of one Hyperband
     bracket only, which leaves a model-based sampler with a third of a short study.)
     """
+    # Optuna forgets what it has read of the history in `ask`, which is not called here.
+    study._thread_local.cached_all_trials = None
     fixed = fixed_parameters(trial)
     if set(space) <= set(fixed):
         return {name: fixed[name] for name in space}

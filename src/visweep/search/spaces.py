@@ -7,6 +7,7 @@ the model's or the training configuration that it replaces; `widths.0` is a tupl
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from visweep.errors import UsageError
 from visweep.storage.specification import Space
 
 MIN_TOKENS, MAX_TOKENS = 4, 256
-_MOST_POINTS = 20_000
+_FEW_POINTS, _MOST_POINTS = 2_000, 20_000
 
 
 def patch_sizes(image_size: int, candidates: Sequence[int]) -> CategoricalDistribution:
@@ -50,12 +51,17 @@ def patch_sizes(image_size: int, candidates: Sequence[int]) -> CategoricalDistri
 def check_space(space: Space, model: ModelConfig, train: TrainConfig) -> None:
     """See that every point of a space is a valid configuration.
 
-    Only the ends of a numeric range are tried, in combination with each choice of the others.
+    Every choice and whole number is tried, with the ends of the other ranges; in a large space
+    only the ends of all ranges.
 
     Raises:
         UsageError: naming the first invalid point.
     """
-    for point in itertools.islice(corners(space), _MOST_POINTS):
+    values = [_values(distribution, middle=False, every=True) for distribution in space.values()]
+    if math.prod(map(len, values)) > _FEW_POINTS:
+        values = [_values(distribution, middle=False) for distribution in space.values()]
+    for combination in itertools.islice(itertools.product(*values), _MOST_POINTS):
+        point = dict(zip(space, combination, strict=True))
         try:
             with_parameters(model, train, point)
         except UsageError as e:
@@ -63,15 +69,35 @@ def check_space(space: Space, model: ModelConfig, train: TrainConfig) -> None:
             raise UsageError(f"--space: the point {shown} is invalid: {e}") from e
 
 
-def into_space(model: ModelConfig, space: Space) -> ModelConfig:
-    """The model with each field that falls outside the space set to the nearest value inside."""
-    changes = {}
+def into_space(
+    model: ModelConfig, train: TrainConfig, fields: Mapping[str, Any], space: Space
+) -> tuple[ModelConfig, TrainConfig]:
+    """The configurations with `fields` replaced, as a point of the space.
+
+    Each value that falls outside the space is set to the nearest one inside, or else the first.
+    """
+    changes = dict(fields)
     for name, distribution in space.items():
-        value = getattr(model, name, None)
-        if isinstance(value, int | float) and not _contains(distribution, value):
-            choices = [v for v in _values(distribution, middle=False) if not isinstance(v, str)]
-            changes[name] = min(choices, key=lambda choice: abs(choice - value))
-    return model.replace(**changes)
+        value = _current(model, train, name)
+        if value is not None and not _contains(distribution, value):
+            changes[name] = _nearest(value, _values(distribution, middle=False))
+    return with_parameters(model, train, changes)
+
+
+def _current(model: ModelConfig, train: TrainConfig, name: str) -> Any:
+    """None if there is no such field or entry; `check_space` says so."""
+    field, dot, index = name.partition(".")
+    value: Any = getattr(model, field, getattr(train, field, None))
+    if not dot:
+        return value
+    known = isinstance(value, tuple) and index.isdecimal() and int(index) < len(value)
+    return value[int(index)] if known else None
+
+
+def _nearest(value: Any, choices: list[Any]) -> Any:
+    if all(isinstance(v, int | float) for v in (value, *choices)):
+        return min(choices, key=lambda choice: abs(choice - value))
+    return choices[0]
 
 
 def check_point(point: Mapping[str, Any], space: Space) -> None:
@@ -101,9 +127,11 @@ def corners(space: Space, middle: bool = False) -> Iterator[dict[str, Any]]:
         yield dict(zip(space, combination, strict=True))
 
 
-def _values(distribution: BaseDistribution, middle: bool) -> list[Any]:
+def _values(distribution: BaseDistribution, middle: bool, every: bool = False) -> list[Any]:
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
+    if isinstance(distribution, IntDistribution) and every:
+        return list(range(distribution.low, distribution.high + 1, distribution.step or 1))
     if isinstance(distribution, IntDistribution):
         centre = [(distribution.low + distribution.high) // 2] if middle else []
         return sorted({distribution.low, distribution.high, *centre})

@@ -68,13 +68,16 @@ def open_study(
             study_name=name, storage=storage, direction="maximize", load_if_exists=True
         )
         study_id = study._study_id
-        attributes = study.user_attrs
-        if SPECIFICATION in attributes:
-            require_same(name, attributes[SPECIFICATION]["identity"], specification)
-        else:
+        if SPECIFICATION not in study.user_attrs:
             _require_new(study)
-            study.set_user_attr(STUDY_ID, uuid.uuid4().hex)
-            study.set_user_attr(SPECIFICATION, {"identity": specification.identity()})
+            storage.set_study_attributes_once(
+                study_id,
+                {
+                    SPECIFICATION: {"identity": specification.identity()},
+                    STUDY_ID: uuid.uuid4().hex,
+                },
+            )
+        require_same(name, study.user_attrs[SPECIFICATION]["identity"], specification)
         _check_enqueued(study, specification)
         study.set_user_attr(BUDGET, budget)
         study.set_user_attr(STOP, False)

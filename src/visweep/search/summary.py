@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from statistics import median
 
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -46,8 +48,12 @@ def finished(study: Study) -> list[FrozenTrial]:
     return sorted(trials, key=lambda t: (-(t.value or 0.0), t.number))
 
 
-def print_summary(console: Console, study: Study, epochs: int) -> None:
-    """The best five trials, what pruning saved, and how to see more."""
+def print_summary(console: Console, study: Study, epochs: int, where: str = "") -> None:
+    """The best five trials, what pruning saved, and how to see more.
+
+    Args:
+        where: options that tell other commands where the study lies.
+    """
     trials = finished(study)
     if not trials:
         return
@@ -57,32 +63,32 @@ def print_summary(console: Console, study: Study, epochs: int) -> None:
     pruned = sum(t.state == TrialState.PRUNED for t in trials)
     middle = median(t.value or 0.0 for t in trials)
     for line in (
-        f"{len(trials)} trials finished, {pruned} of them pruned; "
-        f"median {text.percent(middle)}",
+        f"{len(trials)} trials finished, {pruned} of them pruned; median {text.percent(middle)}",
         f"pruning saved {spent.full - spent.epochs} of {spent.full} epochs "
         f"({100 * share:.0f} %), about {text.duration(spent.seconds)}",
         "The best of many is flattered by chance: train it again with other seeds before you "
         "trust it.",
-        f"see more:   visweep report {study.study_name}",
-        f"train best: visweep train --study {study.study_name}",
+        f"see more:   visweep report {shlex.quote(study.study_name)}{where}",
+        f"train best: visweep train --study {shlex.quote(study.study_name)}{where}",
     ):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def best_table(trials: list[FrozenTrial]) -> Table:
-    """Trials as a table, parameters in columns."""
-    names = list(dict.fromkeys(name for t in trials for name in t.params))
-    table = Table(title="best trials", title_justify="left", header_style="bold")
-    for heading in ("trial", "val accuracy", "train accuracy", "epochs", "params", *names):
-        table.add_column(heading, justify="right")
+    """Trials as a table, one line each where the terminal is wide enough."""
+    table = Table(title="best trials", title_justify="left", header_style="bold", box=SIMPLE)
+    for heading in ("trial", "accuracy", "training", "epochs", "size"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("parameters", overflow="fold")
     for trial in trials:
         attributes = trial.user_attrs
+        baseline = " (baseline)" if trial.number == 0 else ""
         table.add_row(
-            f"{trial.number}{' (baseline)' if trial.number == 0 else ''}",
+            str(trial.number),
             text.percent(trial.value or 0.0),
             text.percent(attributes["train_accuracy"]) if "train_accuracy" in attributes else "—",
             str(len(trial.intermediate_values)),
             text.count(attributes["num_params"]) if "num_params" in attributes else "—",
-            *(text.value(trial.params.get(name, "—")) for name in names),
+            text.parameters(trial.params) + baseline,
         )
     return table

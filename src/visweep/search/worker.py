@@ -7,11 +7,10 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
-import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
@@ -22,11 +21,12 @@ from visweep.search.heartbeat import Heartbeat
 from visweep.search.interrupt import Interrupt
 from visweep.search.pruners import make_pruner
 from visweep.search.samplers import make_sampler, propose
+from visweep.search.spaces import check_point
 from visweep.search.study import STOP, OpenStudy
 from visweep.search.watch import Progress, TrialView, Watcher
-from visweep.storage.engine import storage_errors
-from visweep.storage.slots import FINISHED, Lease, LeaseLost
-from visweep.storage.specification import provenance
+from visweep.storage.engine import DATABASE_ERRORS, storage_errors
+from visweep.storage.slots import FINISHED, Lease, LeaseLost, fixed_parameters
+from visweep.storage.specification import BUDGET, provenance
 from visweep.training.fit import EpochResult, FitResult, fit
 
 KEPT_CHECKPOINTS = 3
@@ -85,7 +85,8 @@ class Worker:
 
     def progress(self) -> Progress:
         """How far the study is, all workers counted."""
-        trials = self.opened.study.get_trials(deepcopy=False)
+        ours = self.opened.slots.trial_ids()
+        trials = [t for t in self.opened.study.get_trials(deepcopy=False) if t._trial_id in ours]
         count = {state: sum(t.state == state for t in trials) for state in TrialState}
         finished = [t for t in trials if t.state in FINISHED and t.value is not None]
         best = max(finished, key=lambda t: (t.value, -t.number), default=None)
@@ -104,24 +105,19 @@ class Worker:
         return bool(self.interrupt.reason)
 
     def _work_on(self, lease: Lease) -> None:
+        slots = self.opened.slots
         try:
-            with Heartbeat(self.opened.slots, lease) as heartbeat:
-                spec = self.opened.specification
-                self.opened.study.sampler = make_sampler(spec.sampler, spec.seed, lease.number)
-                if not lease.adopted:
-                    self._propose(lease)
-                _TrialRun(self, lease, heartbeat).run()
+            with Heartbeat(slots, lease) as heartbeat:
+                trial = _TrialRun(self, lease, heartbeat)
+                with slots.fenced(lease):
+                    trial.run()
+            slots.release(lease)
+            trial.conclude()
         except LeaseLost as e:
             self.watcher.note(str(e))
         except BaseException:
-            self.opened.slots.release(lease)
+            slots.release(lease)
             raise
-
-    def _propose(self, lease: Lease) -> None:
-        spec, study = self.opened.specification, self.opened.study
-        waiting = self.opened.storage.get_trial(lease.trial_id)
-        parameters = propose(study, study.sampler, waiting, spec.space)
-        self.opened.slots.begin(lease, parameters, spec.space)
 
 
 class _TrialRun:
@@ -133,10 +129,12 @@ class _TrialRun:
         self.lease = lease
         self.heartbeat = heartbeat
         self.spec = worker.opened.specification
-        self.parameters = self.frozen().params
+        self.parameters: dict[str, Any] = {}
         self.curve: dict[int, float] = {}
         self.pruned = False
         self.seconds = 0.0
+        self.state = TrialState.RUNNING
+        self.ended = ""
 
     def frozen(self) -> FrozenTrial:
         return self.opened.storage.get_trial(self.lease.trial_id)
@@ -153,28 +151,60 @@ class _TrialRun:
         return replace(shown, **changes)
 
     def run(self) -> None:
-        self.worker.watcher.began(self.view(), self.worker.progress())
-        checkpoint = self.opened.checkpoints.inherit(self.lease.number, self.lease.generation)
+        """Train the trial to its end, unless it is interrupted; needs the lease."""
         try:
-            result = self._fit(checkpoint)
-        except (StorageError, LeaseLost, optuna.exceptions.StorageInternalError, OSError):
+            if not self.lease.adopted:
+                self._begin()
+            self.parameters = self.frozen().params
+            self.worker.watcher.began(self.view(), self.worker.progress())
+            result = self._fit()
+        except (StorageError, LeaseLost, OSError, *DATABASE_ERRORS):
             raise
         except Exception as e:
             self._fail(e)
             return
-        if self._is_interrupted(result):
-            self.opened.slots.release(self.lease)
-        else:
+        if not self._is_interrupted(result):
             self._finish(result)
 
-    def _fit(self, checkpoint: Path) -> FitResult:
+    def conclude(self) -> None:
+        """What follows from the trial's end; the lease has been given back.
+
+        Raises:
+            SweepFailed: see `SAME_FAILURES`.
+        """
+        if self.state == TrialState.RUNNING:
+            return
+        self._thin_checkpoints()
+        failed = self.state == TrialState.FAIL
+        shown = self.view(state="failed" if failed else self.state.name.lower(), ended=self.ended)
+        self.worker.watcher.ended(shown, self.worker.progress())
+        if failed:
+            if self._failed_alike() >= SAME_FAILURES:
+                raise SweepFailed(
+                    f"{SAME_FAILURES} trials in a row failed for the same cause: {self.ended}"
+                )
+            self.opened.slots.set_budget(self.opened.study.user_attrs[BUDGET])
+
+    def _begin(self) -> None:
+        study = self.opened.study
+        study.sampler = make_sampler(self.spec.sampler, self.spec.seed, self.lease.number)
+        waiting = self.frozen()
+        check_point(fixed_parameters(waiting), self.spec.space)
+        parameters = propose(study, study.sampler, waiting, self.spec.space)
+        self.opened.slots.begin(self.lease, parameters, self.spec.space)
+
+    def _fit(self) -> FitResult:
         model, train = with_parameters(self.spec.model, self.spec.train, self.parameters)
+        checkpoint = self.opened.checkpoints.inherit(self.lease.number, self.lease.generation)
         arguments: dict[str, Any] = {"on_epoch": self.on_epoch, "checkpoint": checkpoint}
+        if not checkpoint.exists():
+            self.opened.slots.start_over(self.lease)
         try:
             return fit(model, train, self.worker.data, **arguments)
         except CheckpointError as e:
             self.worker.watcher.note(f"trial {self.lease.number} begins anew: {e}")
             checkpoint.unlink(missing_ok=True)
+            self.opened.slots.start_over(self.lease)
             return fit(model, train, self.worker.data, **arguments)
 
     def on_epoch(self, result: EpochResult) -> bool:
@@ -214,10 +244,7 @@ class _TrialRun:
         else:
             state = TrialState.PRUNED
             self.opened.study.tell(self.lease.number, state=state)
-        self.opened.slots.release(self.lease)
-        self._thin_checkpoints()
-        shown = self.view(state=state.name.lower(), ended=ended, seconds=result.seconds)
-        self.worker.watcher.ended(shown, self.worker.progress())
+        self.state, self.ended = state, ended
 
     def _whereabouts(self) -> dict[str, Any]:
         return {"device": str(self.worker.data.device), "provenance": self.worker.provenance}
@@ -234,31 +261,27 @@ class _TrialRun:
         self.opened.checkpoints.thin({t.number for t in finished}, keep)
 
     def _fail(self, error: Exception) -> None:
-        """Record the failure; its slot becomes free for a new trial."""
+        """Record the failure, with its traceback."""
         cause = f"{type(error).__name__}: {error}".splitlines()[0]
         trace = "".join(traceback.format_exception(error))
         self.opened.storage.set_trial_attributes(
             self.lease.trial_id,
             {"ended": f"failed: {cause}", "traceback": trace, **self._whereabouts()},
         )
-        self.opened.study.tell(self.lease.number, state=TrialState.FAIL)
-        self.opened.slots.release(self.lease)
-        shown = self.view(state="failed", ended=cause)
-        self.worker.watcher.ended(shown, self.worker.progress())
-        if self._failed_alike() >= SAME_FAILURES:
-            raise SweepFailed(
-                f"{SAME_FAILURES} trials in a row failed for the same cause: {cause}"
-            ) from error
-        self.opened.slots.set_budget(self.opened.budget)
+        # Not by `study.tell`, which refuses a trial that failed before it had parameters.
+        self.opened.storage.set_trial_state_values(self.lease.trial_id, TrialState.FAIL)
+        self.state, self.ended = TrialState.FAIL, cause
 
     def _failed_alike(self) -> int:
         """How many of the last finished trials failed for the cause of the last one."""
         trials = self.opened.study.get_trials(deepcopy=False)
-        ended = [t for t in trials if t.state.is_finished() and t.datetime_complete is not None]
-        ended.sort(key=lambda t: t.datetime_complete, reverse=True)
+        # A slot that was closed unused has no time.
+        ended = [(t.datetime_complete, t.number, t) for t in trials if t.state.is_finished()]
+        timed = [(when, number, t) for when, number, t in ended if when is not None]
+        latest_first = [t for _, _, t in sorted(timed, reverse=True)]
         count = 0
-        for trial in ended:
-            same = trial.user_attrs.get("ended") == ended[0].user_attrs.get("ended")
+        for trial in latest_first:
+            same = trial.user_attrs.get("ended") == latest_first[0].user_attrs.get("ended")
             if trial.state != TrialState.FAIL or not same:
                 break
             count += 1
@@ -267,8 +290,10 @@ class _TrialRun:
 
 def _attributes(result: FitResult) -> dict[str, Any]:
     last = result.history[-1]
+    loss = fmean(last.val_loss)
     return {
-        "val_loss": fmean(last.val_loss),
+        # JSON has no NaN, and the dashboard's page does not take it.
+        **({"val_loss": loss} if isfinite(loss) else {}),
         "train_accuracy": fmean(result.train_accuracy),
         "val_accuracy_per_seed": list(last.val_accuracy),
         "epochs": len(result.history),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Collection
@@ -30,12 +29,12 @@ class Checkpoints:
         own = self.path(number, generation)
         earlier = [(g, p) for n, g, p in self._found() if n == number and g < generation]
         if earlier and not own.exists():
-            newest = max(earlier)[1]
-            temporary = own.with_suffix(".tmp")
-            shutil.copyfile(newest, temporary)
-            os.replace(temporary, own)
+            max(earlier)[1].replace(own)
         for _, path in earlier:
             path.unlink(missing_ok=True)
+        # What a killed worker was writing is called so until it is complete.
+        for unfinished in self.folder.glob(f".trial-{number:05d}.*"):
+            unfinished.unlink(missing_ok=True)
         return own
 
     def latest(self, number: int) -> Path | None:

@@ -8,6 +8,8 @@ IMMEDIATE, so that read and write are one; transactions that only read do not ta
 from __future__ import annotations
 
 import json
+import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +32,10 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 user_attributes: sqlalchemy.Table = models.TrialUserAttributeModel.__table__
 
+study_attributes: sqlalchemy.Table = models.StudyUserAttributeModel.__table__
+
+DATABASE_ERRORS = (DBAPIError, StorageInternalError)
+"""What the driver raises, and what Optuna makes of it."""
 LOCK_TIMEOUT = 30
 """Seconds to wait for another process's write before giving up."""
 
@@ -52,10 +58,16 @@ class Storage(RDBStorage):
 
     def __init__(self, url: str) -> None:
         self._intent = threading.local()
-        super().__init__(url, engine_kwargs=_engine_arguments(url))
-        if self.engine.dialect.name == "sqlite":
+        # Optuna fills in a template; a brace in a path is none.
+        template = url.replace("{", "{{").replace("}", "}}")
+        try:
+            super().__init__(template, engine_kwargs=_engine_arguments(url))
             event.listen(self.engine, "begin", self._begin)
-        schema.prepare(self.engine, self.writing)
+            schema.prepare(self.engine, self.writing)
+        except BaseException:
+            if hasattr(self, "scoped_session"):
+                self.close()
+            raise
 
     def __getstate__(self) -> dict[Any, Any]:
         raise TypeError("open the storage anew in another process: it holds connections")
@@ -71,6 +83,18 @@ class Storage(RDBStorage):
             self._intent.write = before
 
     @contextmanager
+    def fenced(self, check: Callable[[sqlalchemy.Connection], None]) -> Iterator[None]:
+        """Each writing transaction of this thread, in here, begins with `check`.
+
+        What `check` raises undoes the transaction: nothing of it is ever read.
+        """
+        self._intent.check = check
+        try:
+            yield
+        finally:
+            self._intent.check = None
+
+    @contextmanager
     def transaction(self) -> Iterator[sqlalchemy.Connection]:
         """One writing transaction: all of it happens or nothing does.
 
@@ -82,6 +106,38 @@ class Storage(RDBStorage):
                 yield connection
         except DBAPIError as e:
             raise StorageError(describe(e, self.engine.url)) from e
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlalchemy.Connection]:
+        """One consistent view of the database, which keeps nobody from writing.
+
+        Raises:
+            StorageError: the database is damaged or unreachable.
+        """
+        try:
+            with self.engine.connect() as connection:
+                yield connection
+        except DBAPIError as e:
+            raise StorageError(describe(e, self.engine.url)) from e
+
+    def set_study_attributes_once(self, study_id: int, attributes: Mapping[str, Any]) -> bool:
+        """Give a study user attributes, all or none: none if it has the first one already."""
+        table = study_attributes
+        first = next(iter(attributes))
+        with self.transaction() as connection:
+            there = sqlalchemy.select(table.c.key).where(
+                table.c.study_id == study_id, table.c.key == first
+            )
+            if connection.execute(there).first() is not None:
+                return False
+            connection.execute(
+                sqlalchemy.insert(table),
+                [
+                    {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+                    for key, value in attributes.items()
+                ],
+            )
+            return True
 
     def set_trial_attributes(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
         """Set several user attributes of a trial in one transaction."""
@@ -105,15 +161,20 @@ class Storage(RDBStorage):
         self.engine.dispose()
 
     def _begin(self, connection: sqlalchemy.Connection) -> None:
-        immediate = getattr(self._intent, "write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+        writes = getattr(self._intent, "write", False)
+        if self.engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        check = getattr(self._intent, "check", None)
+        if writes and check is not None:
+            check(connection)
 
     create_new_study = _locked(RDBStorage.create_new_study)
     delete_study = _locked(RDBStorage.delete_study)
     set_study_user_attr = _locked(RDBStorage.set_study_user_attr)
     set_study_system_attr = _locked(RDBStorage.set_study_system_attr)
-    create_new_trial = _locked(RDBStorage.create_new_trial)
-    set_trial_param = _locked(RDBStorage.set_trial_param)
+    # Optuna's cache calls these two by their private names.
+    _create_new_trial = _locked(RDBStorage._create_new_trial)
+    _set_trial_param = _locked(RDBStorage._set_trial_param)
     set_trial_state_values = _locked(RDBStorage.set_trial_state_values)
     set_trial_intermediate_value = _locked(RDBStorage.set_trial_intermediate_value)
     set_trial_user_attr = _locked(RDBStorage.set_trial_user_attr)
@@ -129,20 +190,39 @@ def open_storage(url: str, *, must_exist: bool = False) -> Storage:
     """
     parsed = parse(url)
     path = sqlite_path(parsed)
-    if path is not None:
-        check_sqlite_file(path, must_exist)
     try:
+        if path is not None:
+            check_sqlite_file(path, must_exist)
+            if path.exists():
+                schema.check(path)
+            else:
+                _create(parsed, path)
         return Storage(url)
     except ImportError as e:
         raise UsageError(
             f"--storage: the driver for {parsed.drivername!r} is not installed ({e.__cause__})"
         ) from e
-    except DBAPIError as e:
+    except (*DATABASE_ERRORS, sqlite3.Error) as e:
         raise StorageError(describe(e, parsed)) from e
+    except OSError as e:
+        raise UsageError(f"--storage: {path} cannot be made ({e.strerror})") from e
     except RuntimeError as e:
         # Optuna's own word on a schema of another version of it.
         first_line = str(e).splitlines()[0]
         raise UsageError(f"--storage {without_password(parsed)}: {first_line}") from e
+
+
+def _create(url: sqlalchemy.URL, path: Path) -> None:
+    """Make a new file, which others see whole or not at all; they may be making it, too."""
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        Storage(url.set(database=str(made)).render_as_string(hide_password=False)).close()
+        try:
+            path.hardlink_to(made)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            made.replace(path)
 
 
 def describe(error: BaseException, url: sqlalchemy.URL) -> str:
@@ -159,7 +239,7 @@ def storage_errors(storage: Storage) -> Iterator[None]:
     """Turn what Optuna and the driver raise into a `StorageError` that names the cause."""
     try:
         yield
-    except (DBAPIError, StorageInternalError) as e:
+    except DATABASE_ERRORS as e:
         raise StorageError(describe(e, storage.engine.url)) from e
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from visweep.errors import StorageError
+from visweep.errors import StorageError, UsageError
 from visweep.storage.url import check_sqlite_file, parse, read_only, sqlite_path, without_password
 
 _STUDIES = "SELECT study_id, study_name FROM studies ORDER BY study_id"
@@ -63,6 +63,11 @@ def overview(url: str) -> list[StudyOverview]:
         engine = sa.create_engine("sqlite://", creator=lambda: read_only(path))
     try:
         with engine.connect() as connection:
+            if path is not None:
+                # The driver would give each query a view of its own.
+                connection.exec_driver_sql("BEGIN")
+            if not sa.inspect(connection).has_table("studies"):
+                raise UsageError(f"--storage: {without_password(parsed)} holds no studies")
             return _read(connection)
     except sa.exc.DBAPIError as e:
         raise StorageError(f"storage {without_password(parsed)}: {e.orig}") from e

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,14 +28,24 @@ from visweep.storage.schema import slots
 
 trials: sa.Table = models.TrialModel.__table__
 params: sa.Table = models.TrialParamModel.__table__
+reports: sa.Table = models.TrialIntermediateValueModel.__table__
 system_attributes: sa.Table = models.TrialSystemAttributeModel.__table__
 
 LEASE_SECONDS = 60.0
 """A lease from another machine is dead when its heartbeat stood still for this long."""
 
+_OF_A_TRIAL: tuple[sa.Table, ...] = tuple(
+    table
+    for table in models.BaseModel.metadata.tables.values()
+    if "trial_id" in table.c and table is not trials
+)
+_SAME_TRIAL = sa.and_(slots.c.trial_id == trials.c.trial_id, slots.c.study_id == trials.c.study_id)
+
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _FIXED = "fixed_params"
 """Optuna's key for the parameters of an enqueued trial."""
+_RUNG = "completed_rung_"
+"""Begins the keys under which Optuna's successive halving keeps what it decided of a trial."""
 
 
 class LeaseLost(VisweepError):
@@ -100,6 +111,7 @@ class Slots:
             first: the parameters of the first slot that a new study gets.
         """
         with self._storage.transaction() as connection:
+            self._forget_deleted(connection)
             self._enrol_enqueued(connection)
             counted = [s for s in self._slots(connection) if s.state != TrialState.FAIL]
             surplus = len(counted) - budget
@@ -121,8 +133,14 @@ class Slots:
 
     def unfinished(self) -> int:
         """How many slots still wait or run, whoever holds them."""
-        with self._storage.transaction() as connection:
+        with self._storage.reading() as connection:
             return len(self._unfinished(connection))
+
+    def trial_ids(self) -> set[int]:
+        """The trials that have a slot; others were added by other tools."""
+        query = sa.select(slots.c.trial_id).where(slots.c.study_id == self._study_id)
+        with self._storage.reading() as connection:
+            return set(connection.execute(query).scalars())
 
     def begin(
         self,
@@ -137,6 +155,7 @@ class Slots:
         """
         with self._storage.transaction() as connection:
             self._require(connection, lease)
+            connection.execute(sa.delete(params).where(params.c.trial_id == lease.trial_id))
             for name, distribution in space.items():
                 connection.execute(
                     sa.insert(params).values(
@@ -151,6 +170,26 @@ class Slots:
                 .where(trials.c.trial_id == lease.trial_id)
                 .values(state=TrialState.RUNNING, datetime_start=_utc_now())
             )
+
+    def start_over(self, lease: Lease) -> None:
+        """Forget what was reported of a trial that has to be trained from its first epoch again.
+
+        Raises:
+            LeaseLost: the lease is no longer held.
+        """
+        with self._storage.transaction() as connection:
+            self._require(connection, lease)
+            connection.execute(sa.delete(reports).where(reports.c.trial_id == lease.trial_id))
+            connection.execute(
+                sa.delete(system_attributes).where(
+                    system_attributes.c.trial_id == lease.trial_id,
+                    system_attributes.c.key.startswith(_RUNG, autoescape=True),
+                )
+            )
+
+    def fenced(self, lease: Lease) -> AbstractContextManager[None]:
+        """Whatever this thread writes in here raises `LeaseLost`, unless it holds the lease."""
+        return self._storage.fenced(lambda connection: self._require(connection, lease))
 
     def renew(self, lease: Lease) -> None:
         """Show that this worker lives.
@@ -171,20 +210,23 @@ class Slots:
         with self._storage.transaction() as connection:
             connection.execute(
                 sa.update(slots)
-                .where(
-                    slots.c.trial_id == lease.trial_id, slots.c.generation == lease.generation
-                )
+                .where(slots.c.trial_id == lease.trial_id, slots.c.generation == lease.generation)
                 .values(owner=None)
             )
 
     def _require(self, connection: sa.Connection, lease: Lease) -> None:
         held = connection.execute(
-            sa.select(slots.c.generation, slots.c.owner).where(
-                slots.c.trial_id == lease.trial_id
-            )
+            sa.select(slots.c.generation, slots.c.owner, trials.c.state)
+            .join(trials, trials.c.trial_id == slots.c.trial_id)
+            .where(slots.c.trial_id == lease.trial_id, trials.c.study_id == self._study_id)
+            .with_for_update()
         ).first()
-        if held is None or tuple(held) != (lease.generation, self._owner.to_text()):
+        if held is None:
+            raise LeaseLost(f"trial {lease.number} was deleted")
+        if (held.generation, held.owner) != (lease.generation, self._owner.to_text()):
             raise LeaseLost(f"trial {lease.number} was adopted by another worker")
+        if held.state.is_finished():
+            raise LeaseLost(f"trial {lease.number} was finished by another tool")
 
     def _slots(self, connection: sa.Connection) -> list[_Slot]:
         rows = connection.execute(
@@ -196,7 +238,7 @@ class Slots:
                 slots.c.generation,
                 slots.c.heartbeat,
             )
-            .join(slots, slots.c.trial_id == trials.c.trial_id)
+            .join(slots, _SAME_TRIAL)
             .where(trials.c.study_id == self._study_id)
             .order_by(trials.c.number)
         )
@@ -234,14 +276,24 @@ class Slots:
             .where(slots.c.trial_id == slot.trial_id)
             .values(owner=self._owner.to_text(), generation=generation, heartbeat=0)
         )
-        adopted = slot.state == TrialState.RUNNING
+        # A waiting trial that another tool took has no generation, and its parameters are not ours.
+        adopted = slot.state == TrialState.RUNNING and slot.generation > 0
         return Lease(slot.trial_id, slot.number, generation, adopted)
+
+    def _forget_deleted(self, connection: sa.Connection) -> None:
+        """Another tool may have deleted a study that had this one's id, and left its slots."""
+        there = sa.select(trials.c.trial_id).where(trials.c.study_id == self._study_id)
+        connection.execute(
+            sa.delete(slots).where(
+                slots.c.study_id == self._study_id, slots.c.trial_id.not_in(there)
+            )
+        )
 
     def _enrol_enqueued(self, connection: sa.Connection) -> None:
         """Trials that a user enqueued take slots."""
         enqueued = connection.execute(
             sa.select(trials.c.trial_id)
-            .outerjoin(slots, slots.c.trial_id == trials.c.trial_id)
+            .outerjoin(slots, _SAME_TRIAL)
             .where(
                 trials.c.study_id == self._study_id,
                 trials.c.state == TrialState.WAITING,
@@ -252,9 +304,9 @@ class Slots:
             self._enrol(connection, trial_id)
 
     def _enrol(self, connection: sa.Connection, trial_id: int) -> None:
-        connection.execute(
-            sa.insert(slots).values(trial_id=trial_id, study_id=self._study_id)
-        )
+        # SQLite may give a new trial the id of one whose study another tool has deleted.
+        connection.execute(sa.delete(slots).where(slots.c.trial_id == trial_id))
+        connection.execute(sa.insert(slots).values(trial_id=trial_id, study_id=self._study_id))
 
     def _has_trials(self, connection: sa.Connection) -> bool:
         query = sa.select(trials.c.trial_id).where(trials.c.study_id == self._study_id)
@@ -266,7 +318,7 @@ class Slots:
         with sqlalchemy.orm.Session(bind=connection) as session:
             trial = self._storage._get_prepared_new_trial(self._study_id, template, session)
             session.flush()
-            trial_id = trial.trial_id
+            trial_id = int(trial.trial_id)
         self._enrol(connection, trial_id)
 
     def _remove_waiting(
@@ -278,17 +330,17 @@ class Slots:
         vanish; a slot in between is closed as a failed trial, which nothing counts.
         """
         enqueued = self._enqueued_ids(connection)
-        waiting = [s for s in counted if s.state == TrialState.WAITING and self._is_free(s)]
+        waiting = [
+            s
+            for s in counted
+            if s.state == TrialState.WAITING and s.owner != self._owner and self._is_free(s)
+        ]
         waiting.sort(key=lambda s: (s.trial_id in enqueued, -s.number))
         for slot in waiting[:surplus]:
             connection.execute(sa.delete(slots).where(slots.c.trial_id == slot.trial_id))
             if slot.number == self._last_number(connection):
-                connection.execute(
-                    sa.delete(system_attributes).where(
-                        system_attributes.c.trial_id == slot.trial_id
-                    )
-                )
-                connection.execute(sa.delete(trials).where(trials.c.trial_id == slot.trial_id))
+                for table in (*_OF_A_TRIAL, trials):
+                    connection.execute(sa.delete(table).where(table.c.trial_id == slot.trial_id))
             else:
                 connection.execute(
                     sa.update(trials)
@@ -299,16 +351,14 @@ class Slots:
     def _enqueued_ids(self, connection: sa.Connection) -> set[int]:
         return set(
             connection.execute(
-                sa.select(system_attributes.c.trial_id).where(
-                    system_attributes.c.key == _FIXED
-                )
+                sa.select(system_attributes.c.trial_id).where(system_attributes.c.key == _FIXED)
             ).scalars()
         )
 
     def _last_number(self, connection: sa.Connection) -> int | None:
-        return connection.execute(
-            sa.select(sa.func.max(trials.c.number)).where(trials.c.study_id == self._study_id)
-        ).scalar_one()
+        query = sa.select(sa.func.max(trials.c.number)).where(trials.c.study_id == self._study_id)
+        last: int | None = connection.execute(query).scalar_one()
+        return last
 
 
 def fixed_parameters(trial: FrozenTrial) -> dict[str, Any]:

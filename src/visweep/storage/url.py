@@ -87,5 +87,13 @@ def _check_folder(folder: Path) -> None:
 
 
 def read_only(path: Path) -> sqlite3.Connection:
-    """A connection that can neither change nor create the file."""
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
+    """A connection that cannot change the data, and leaves no log behind when it is closed."""
+    log = path.with_name(f"{path.name}-wal")
+    # SQLite keeps its log in files beside the database, and only who may write can remove them.
+    if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        mode = "mode=rw"
+    else:
+        mode = "mode=ro" if log.exists() else "immutable=1"
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, timeout=30)
+    connection.execute("PRAGMA query_only = ON")
+    return connection

@@ -73,17 +73,22 @@ def read(
         CheckpointError: it is damaged, or was written by a run of another identity.
     """
     payload = _payload(path)
-    saved = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
-    described = json.loads(saved["described"])
-    expected = json.loads(json.dumps(identity))
-    for field, value in expected.items():
-        if described["identity"].get(field) != value:
+    try:
+        saved = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+        described, tensors = json.loads(saved["described"]), saved["tensors"]
+        found, epochs = dict(described["identity"]), described["history"]
+        history = [
+            result(**{**_tuples(values), "replayed": index < len(epochs) - 1})
+            for index, values in enumerate(epochs)
+        ]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a foreign file may fail in any way
+        raise CheckpointError(f"{path}: not a checkpoint that this version can read") from error
+    for field, value in json.loads(json.dumps(identity)).items():
+        if found.get(field) != value:
             raise CheckpointError(f"{path}: belongs to another run (its {field} differs)")
-    history = described["history"]
-    return [
-        result(**{**_tuples(values), "replayed": index < len(history) - 1})
-        for index, values in enumerate(history)
-    ], saved["tensors"]
+    return history, tensors
 
 
 def _payload(path: Path) -> bytes:

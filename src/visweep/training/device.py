@@ -20,16 +20,17 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+    parts = re.fullmatch(r"cpu|cuda(?::(0|[1-9][0-9]*))?", name)
+    if not parts:
         raise UsageError(f"--device: unknown device {name!r}; accepted: auto, cpu, cuda, cuda:N")
-    device = torch.device(name)
-    if device.type == "cuda":
+    if name != "cpu":
         if not torch.cuda.is_available():
             raise UsageError(f"--device {name}: no CUDA device here; accepted: auto, cpu")
-        if (device.index or 0) >= torch.cuda.device_count():
-            last = torch.cuda.device_count() - 1
+        # Compared here, since torch takes cuda:256 for cuda:0.
+        last = torch.cuda.device_count() - 1
+        if int(parts[1] or 0) > last:
             raise UsageError(f"--device {name}: no such GPU; accepted: cuda:0 to cuda:{last}")
-    return device
+    return torch.device(name)
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
@@ -42,14 +43,8 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def _cpu_has_bfloat16() -> bool:
-    capabilities = torch.backends.cpu.get_capabilities() if _has_capabilities() else {}
-    if capabilities:
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _has_capabilities() -> bool:
-    return hasattr(torch.backends.cpu, "get_capabilities")
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:

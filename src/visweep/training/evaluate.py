@@ -41,9 +41,8 @@ def evaluate(
         loss += losses.view(replicas, -1).sum(1)
         correct += (logits.argmax(-1) == labels).sum(1)
     model.train()
-    return Evaluation(
-        tuple((loss / len(split)).tolist()), tuple((correct / len(split)).tolist())
-    )
+    accuracy = correct.double() / len(split)
+    return Evaluation(tuple((loss / len(split)).tolist()), tuple(accuracy.tolist()))
 
 
 def predict(

@@ -80,7 +80,7 @@ class FitResult:
         train_accuracy: with the evaluation transform, dropout off, on `ResidentData.probe`.
         num_params: parameters of one replica.
         peak_memory: bytes; see `training.device.peak_memory`.
-        model: the weights after the last epoch, K replicas.
+        model: with the weights after the last epoch, K replicas, in evaluation mode.
     """
 
     history: tuple[EpochResult, ...]
@@ -156,8 +156,8 @@ def _check_shapes(model: ModelConfig, train: TrainConfig, data: ResidentData) ->
     for field, value in data.dataset.model_fields.items():
         if getattr(model, field) != value:
             raise UsageError(
-                f"{field}: the model has {getattr(model, field)}, "
-                f"but {data.dataset.name} has {value}"
+                f"{field}: the model has {getattr(model, field)}; "
+                f"accepted for {data.dataset.name}: {value}"
             )
     if train.batch_size > len(data.train):
         raise UsageError(
@@ -232,8 +232,7 @@ class Run:
             reduction="none",
         )
         per_replica = losses.view(self.replicas, -1).mean(1)
-        self.flat.zero_grad()
-        per_replica.sum().backward()
+        self.flat.backward(per_replica.sum())
         self.flat.clip(self.config.clip_norm)
         self.optimizer.step(self.factors[step])
         return per_replica.detach()
@@ -265,11 +264,12 @@ class Run:
             ended = "diverged"
         else:
             ended = "completed" if len(history) == self.config.epochs else "stopped"
+        train_accuracy = self._evaluate(probe=True).accuracy
         return FitResult(
             history=tuple(history),
             ended=ended,
-            train_accuracy=self._evaluate(probe=True).accuracy,
+            train_accuracy=train_accuracy,
             num_params=self.flat.values.shape[1],
             peak_memory=peak_memory(self.data.device),
-            model=self.model,
+            model=self.model.eval(),
         )

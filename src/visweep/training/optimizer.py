@@ -22,12 +22,11 @@ from visweep.config import TrainConfig
 class FlatParameters:
     """All parameters of a stacked model and their gradients, as two (K, P) buffers.
 
-    Building one moves the model's parameters into `values`; afterwards each is a view of it, and
-    its `grad` a view of `grads`.
+    Building one moves the model's parameters into `values`; afterwards each is a view of it.
 
     Attributes:
         values: (K, P), the parameters.
-        grads: (K, P), their gradients; autograd adds into it.
+        grads: (K, P), their gradients, as `backward` left them.
         decayed: the first so many columns are weight matrices, which decay; norms, biases,
             tokens and positions do not.
     """
@@ -36,23 +35,24 @@ class FlatParameters:
         named = list(model.named_parameters())
         matrices = [p for name, p in named if _decays(name)]
         others = [p for name, p in named if not _decays(name)]
+        self._parameters = [*matrices, *others]
         replicas = named[0][1].shape[0]
         self.decayed = sum(p[0].numel() for p in matrices)
         total = sum(p[0].numel() for _, p in named)
         self.values = torch.empty(replicas, total, dtype=dtype, device=device)
         self.grads = torch.zeros_like(self.values)
         start = 0
-        for parameter in [*matrices, *others]:
+        for parameter in self._parameters:
             end = start + parameter[0].numel()
-            shape = parameter.shape
-            view = self.values[:, start:end].view(shape)
+            view = self.values[:, start:end].view(parameter.shape)
             view.copy_(parameter.detach())
             parameter.data = view
-            parameter.grad = self.grads[:, start:end].view(shape)
             start = end
 
-    def zero_grad(self) -> None:
-        self.grads.zero_()
+    def backward(self, loss: Tensor) -> None:
+        """Put the gradient of `loss` into `grads`, in place of what was there."""
+        grads = torch.autograd.grad(loss, self._parameters)
+        torch.cat([grad.flatten(1) for grad in grads], dim=1, out=self.grads)
 
     def clip(self, max_norm: float) -> None:
         """Scale each replica's gradient down to `max_norm` where its norm is larger."""

@@ -1,0 +1,64 @@
+"""Make the README's pictures from a real study.
+
+    python docs/make_pictures.py vit-cluttered-digits-small [--storage URL]
+
+Writes docs/live-view.svg as the terminal showed it at two thirds of the study; the report's
+picture (docs/report.png) is a browser's screenshot of `visweep report`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+
+from visweep.cli.studies import opened
+from visweep.search.live import LiveView
+from visweep.search.watch import Progress, TrialView
+
+HERE = Path(__file__).parent
+
+
+def view(trial: FrozenTrial, epochs: int, upto: int | None = None) -> TrialView:
+    """A trial as the live view showed it, after `upto` epochs or at its end."""
+    curve = tuple(trial.intermediate_values[e] for e in sorted(trial.intermediate_values))
+    if upto is not None:
+        return TrialView(trial.number, trial.params, epochs, curve[:upto])
+    ended = trial.user_attrs.get("ended", "")
+    return TrialView(trial.number, trial.params, epochs, curve, trial.state.name.lower(), ended)
+
+
+def progress(trials: list[FrozenTrial], budget: int) -> Progress:
+    """How far the study was when exactly these trials had ended."""
+    best = max(trials, key=lambda t: t.value or 0.0)
+    return Progress(
+        budget=budget,
+        complete=sum(t.state == TrialState.COMPLETE for t in trials),
+        pruned=sum(t.state == TrialState.PRUNED for t in trials),
+        best=(best.number, best.value or 0.0, best.params),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study")
+    parser.add_argument("--storage")
+    options = parser.parse_args()
+    console = Console(record=True, width=116, file=Path("/dev/null").open("w"))
+    with opened(options.storage, options.study) as (study, _):
+        trials = [t for t in study.trials if t.state.is_finished()]
+        epochs = max(len(t.intermediate_values) for t in trials)
+        shown = trials[: 2 * len(trials) // 3]
+        live = LiveView(console)
+        live._name = options.study
+        for trial in shown[:-1]:
+            live.ended(view(trial, epochs), progress(shown[:-1], len(study.trials)))
+        live.advanced(view(shown[-1], epochs, upto=max(1, len(shown[-1].intermediate_values) - 1)))
+        console.print(live.render())
+    console.save_svg(str(HERE / "live-view.svg"), title="python sweeps/vit_search.py")
+
+
+if __name__ == "__main__":
+    main()

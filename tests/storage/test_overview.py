@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState, create_trial
+
+from visweep.storage.engine import Storage
+from visweep.storage.overview import StudyOverview, overview
+from visweep.storage.specification import BUDGET
+
+STATES = st.sampled_from(["COMPLETE", "PRUNED", "RUNNING", "WAITING", "FAIL"])
+
+
+def add(storage: Storage, name: str, trials: list[tuple[str, float | None]]) -> optuna.Study:
+    study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
+    for state, value in trials:
+        kept = value if state in ("COMPLETE", "PRUNED") else None
+        reported = {1: kept} if kept is not None else {}
+        study.add_trial(
+            create_trial(state=TrialState[state], value=kept, intermediate_values=reported)
+        )
+    return study
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.lists(
+        st.tuples(STATES, st.floats(0, 1).map(lambda x: round(x, 2))), min_size=0, max_size=12
+    ),
+    st.none() | st.integers(1, 99),
+)
+def test_it_tells_what_optuna_tells(
+    storage: Storage, file: Path, trials: list[tuple[str, float]], budget: int | None
+) -> None:
+    name = f"study {len(optuna.get_all_study_names(storage))}"
+    study = add(storage, name, trials)
+    if budget is not None:
+        study.set_user_attr(BUDGET, budget)
+    found = overview(f"sqlite:///{file}")[-1]
+    ended = [t for t in study.trials if t.state.name in ("COMPLETE", "PRUNED")]
+    best = max(ended, key=lambda t: (t.value, -t.number), default=None)
+    assert found == StudyOverview(
+        name=name,
+        budget=budget,
+        states={
+            state.name: sum(t.state == state for t in study.trials)
+            for state in TrialState
+            if any(t.state == state for t in study.trials)
+        },
+        best=None if best is None else (best.number, best.value or 0.0),
+    )
+    assert found.finished == len(ended)
+
+
+def test_studies_come_in_the_order_of_their_creation(storage: Storage, file: Path) -> None:
+    for name in ("zebra", "ant", "mole"):
+        add(storage, name, [("COMPLETE", 0.5)])
+    assert [s.name for s in overview(f"sqlite:///{file}")] == ["zebra", "ant", "mole"]
+
+
+def test_a_result_that_is_no_number_is_not_the_best(storage: Storage, file: Path) -> None:
+    add(storage, "odd", [("COMPLETE", float("-inf")), ("COMPLETE", 0.25), ("PRUNED", None)])
+    assert overview(f"sqlite:///{file}")[0].best == (1, 0.25)
+
+
+def test_looking_leaves_no_trace(storage: Storage, file: Path) -> None:
+    add(storage, "study", [("COMPLETE", 0.5)])
+    storage.close()
+    before = (file.read_bytes(), file.stat().st_mtime_ns)
+    assert len(overview(f"sqlite:///{file}")) == 1
+    assert (file.read_bytes(), file.stat().st_mtime_ns) == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_looking_neither_disturbs_a_writer_nor_waits_for_it(storage: Storage, file: Path) -> None:
+    study = add(storage, "study", [("COMPLETE", 0.5)])
+    with storage.transaction():
+        assert overview(f"sqlite:///{file}")[0].finished == 1
+    study.add_trial(create_trial(value=0.75))
+    assert overview(f"sqlite:///{file}")[0].best == (1, 0.75)
+
+
+WRITER = """
+import sys
+import optuna
+from optuna.trial import create_trial
+from visweep.storage.engine import open_storage
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+storage = open_storage(sys.argv[1])
+study = optuna.create_study(study_name="busy", storage=storage, direction="maximize")
+print("begun", flush=True)
+while True:
+    study.add_trial(create_trial(value=0.5))
+"""
+
+
+def test_it_can_be_asked_again_and_again_while_another_process_writes(
+    file: Path, launcher: Any, tmp_path: Path, wait_for: Any
+) -> None:
+    script = tmp_path / "write.py"
+    script.write_text(WRITER)
+    writer = launcher.start(script, f"sqlite:///{file}")
+    wait_for(lambda: "begun" in writer.stdout, about=writer)
+    counts = [overview(f"sqlite:///{file}")[0].finished for _ in range(50)]
+    assert writer.status is None
+    assert writer.stderr == ""
+    assert counts == sorted(counts)
+    assert counts[-1] > counts[0]
+    writer.kill()
+    # Killed in the middle of a transaction: what was finished is there.
+    assert overview(f"sqlite:///{file}")[0].finished >= counts[-1]

@@ -1,0 +1,246 @@
+"""What is refused before anything is written: one line, and the folder stays as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from visweep.errors import StorageError, VisweepError
+from visweep.storage.engine import open_storage
+from visweep.storage.overview import overview
+from visweep.storage.url import parse, sqlite_path, without_password
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Every file below a folder, with its content."""
+    return {
+        str(path.relative_to(folder)): (
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        )
+        for path in folder.rglob("*")
+    }
+
+
+def refusal(call: Callable[[], object], folder: Path) -> str:
+    """The one line with which a call is refused, leaving the folder as it was."""
+    before = snapshot(folder)
+    with pytest.raises(VisweepError) as refused:
+        call()
+    assert snapshot(folder) == before
+    assert "\n" not in str(refused.value)
+    return f"{type(refused.value).__name__}: {refused.value}"
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("studies.db", "'studies.db' is not a URL; accepted: sqlite:///FILE or "),
+        ("", "'' is not a URL"),
+        ("oracle://host/db", "unknown scheme 'oracle'; accepted: sqlite, postgresql"),
+        ("sqllite:///x.db", "unknown scheme 'sqllite'; accepted: sqlite"),
+        ("sqlite://", "a study must outlive the command; accepted: sqlite:///FILE"),
+        ("sqlite:///:memory:", "a study must outlive the command"),
+        ("sqlite:///missing/x.db", "there is no folder missing; create it first"),
+    ],
+)
+@pytest.mark.parametrize("opened", [open_storage, overview], ids=["to write", "to look"])
+def test_refused_urls(
+    opened: Any, url: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if opened is overview and "missing" in url:
+        reason = "there is no file missing/x.db"
+    line = refusal(lambda: opened(url), tmp_path)
+    assert line.startswith("UsageError: --storage: ")
+    assert reason in line
+
+
+def test_a_driver_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("sqlalchemy")
+    if any(_is_installed(name) for name in ("MySQLdb",)):
+        pytest.skip("it is installed here")
+    line = refusal(lambda: open_storage("mysql://user@localhost/db"), tmp_path)
+    assert "--storage: the driver for 'mysql' is not installed" in line
+    assert "MySQLdb" in line
+
+
+def _is_installed(name: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(name) is not None
+
+
+def as_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def as_text(path: Path) -> None:
+    path.write_text("study,accuracy\nmine,0.85\n")
+
+
+def as_nothing(path: Path) -> None:
+    path.touch()
+
+
+def as_another_programs(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE bookmarks (url TEXT)")
+        connection.commit()
+
+
+def _changed(path: Path, statement: str) -> None:
+    open_storage(f"sqlite:///{path}").close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(statement)
+        connection.commit()
+
+
+def as_newer_visweeps(path: Path) -> None:
+    _changed(path, "UPDATE visweep_version SET version = 99")
+
+
+def as_newer_optunas(path: Path) -> None:
+    _changed(path, "UPDATE alembic_version SET version_num = 'v9.0.0.a'")
+
+
+def as_older_optunas(path: Path) -> None:
+    _changed(path, "UPDATE alembic_version SET version_num = 'v3.0.0.a'")
+
+
+def as_newer_optunas_own(path: Path) -> None:
+    """Never touched by visweep, and not in the log mode that we set."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+    storage.remove_session()
+    storage.engine.dispose()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v9.0.0.a'")
+        connection.commit()
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (as_folder, "is not a file"),
+        (as_text, "is not an SQLite file"),
+        (as_nothing, "is empty (0 bytes); delete it if it never held a study"),
+        (as_another_programs, "is another program's database"),
+        (as_newer_visweeps, "made by a newer visweep (schema 99, this one knows 1)"),
+        (as_newer_optunas, "was made by a newer Optuna (schema v9.0.0.a); upgrade optuna"),
+        (as_newer_optunas_own, "was made by a newer Optuna (schema v9.0.0.a); upgrade optuna"),
+        (as_older_optunas, "older Optuna (schema v3.0.0.a); run: optuna storage upgrade "),
+    ],
+)
+@pytest.mark.parametrize("must_exist", [False, True])
+def test_refused_files(
+    tmp_path: Path, make: Callable[[Path], None], reason: str, must_exist: bool
+) -> None:
+    path = tmp_path / "studies.db"
+    make(path)
+    line = refusal(lambda: open_storage(f"sqlite:///{path}", must_exist=must_exist), tmp_path)
+    assert line.startswith("UsageError: --storage: ")
+    assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (as_folder, "is not a file"),
+        (as_text, "is not an SQLite file"),
+        (as_nothing, "is empty (0 bytes)"),
+        (as_another_programs, "holds no studies"),
+    ],
+)
+def test_files_that_hold_nothing_to_look_at(
+    tmp_path: Path, make: Callable[[Path], None], reason: str
+) -> None:
+    path = tmp_path / "studies.db"
+    make(path)
+    line = refusal(lambda: overview(f"sqlite:///{path}"), tmp_path)
+    assert line.startswith("UsageError: --storage: ")
+    assert reason in line
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "studies.db"
+    open_storage(f"sqlite:///{path}").close()
+    path.write_bytes(path.read_bytes()[: 4096 * 2])
+    with pytest.raises(StorageError, match="malformed"):
+        open_storage(f"sqlite:///{path}")
+    with pytest.raises(StorageError, match="malformed"):
+        overview(f"sqlite:///{path}")
+
+
+def test_a_missing_file_is_not_made_for_a_look(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/studies.db"
+    line = refusal(lambda: open_storage(url, must_exist=True), tmp_path)
+    assert line == f"UsageError: --storage: there is no file {tmp_path}/studies.db"
+
+
+def test_a_folder_below_a_file_does_not_exist_even_for_root(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    line = refusal(lambda: open_storage(f"sqlite:///{tmp_path}/file/x.db"), tmp_path)
+    assert line == f"UsageError: --storage: there is no folder {tmp_path}/file; create it first"
+
+
+LOOK_AND_OPEN = """
+import sys
+from visweep.errors import VisweepError
+from visweep.storage.engine import open_storage
+from visweep.storage.overview import overview
+
+for url in sys.argv[1:]:
+    for function in (overview, open_storage):
+        try:
+            print(function(url))
+        except VisweepError as e:
+            print(type(e).__name__, e)
+"""
+
+
+@pytest.mark.parametrize("read_only_folder", [True, False])
+def test_what_may_not_be_written(
+    tmp_path: Path, bound_by_permissions: list[str], empty_database: Path, read_only_folder: bool
+) -> None:
+    folder = tmp_path / "storage"
+    folder.mkdir()
+    file = folder / "studies.db"
+    shutil.copyfile(empty_database, file)
+    file.chmod(0o444)
+    folder.chmod(0o555 if read_only_folder else 0o755)
+    before = snapshot(folder)
+    urls = [f"sqlite:///{file}", *([f"sqlite:///{folder}/new.db"] if read_only_folder else [])]
+    result = subprocess.run(
+        [*bound_by_permissions, sys.executable, "-c", LOOK_AND_OPEN, *urls],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    folder.chmod(0o755)
+    assert result.stderr == ""
+    assert snapshot(folder) == before
+    unwritable = f"the folder {folder}" if read_only_folder else str(file)
+    assert (
+        result.stdout.splitlines()
+        == [
+            "[]",
+            f"UsageError --storage: {unwritable} cannot be written",
+            f"UsageError --storage: there is no file {folder}/new.db",
+            f"UsageError --storage: the folder {folder} cannot be written",
+        ][: 2 * len(urls)]
+    )
+
+
+def test_a_password_is_not_shown() -> None:
+    url = parse("postgresql+psycopg://ada:secret@db/visweep")
+    assert "secret" not in without_password(url)
+    assert sqlite_path(url) is None

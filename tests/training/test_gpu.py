@@ -1,0 +1,141 @@
+"""The same trainer on a GPU. Skipped only where there is none."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from visweep.config import ModelConfig, TrainConfig, ViTConfig
+from visweep.data.dataset import Dataset
+from visweep.data.resident import to_device
+from visweep.draws import Draws
+from visweep.errors import UsageError
+from visweep.training.device import resolve_device
+from visweep.training.fit import fit
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_learns(
+    model: ModelConfig, train: TrainConfig, many_quadrants: Dataset, precision: str
+) -> None:
+    if isinstance(model, ViTConfig):
+        model = model.replace(class_token=False)  # learns faster
+    train = train.replace(epochs=8, lr=1e-2, translate=0, flip=False, precision=precision)
+    result = fit(model, train, many_quadrants)
+    assert {p.device.type for p in result.model.parameters()} == {"cuda"}
+    assert min(result.history[-1].val_accuracy) > 0.9
+    assert min(result.train_accuracy) > 0.9
+
+
+def test_stacked_equals_alone(model: ModelConfig, train: TrainConfig, quadrants: Dataset) -> None:
+    """20 steps in float64; grouped convolutions are summed in no fixed order."""
+    train = train.replace(precision="float64")
+    seeds = (3, 5, 8)
+    stacked = fit(model, train.replace(seeds=seeds), quadrants, device="cuda")
+    for k, seed in enumerate(seeds):
+        alone = fit(model, train.replace(seeds=(seed,)), quadrants, device="cuda")
+        weights = alone.model.state_dict()
+        for name, value in stacked.model.state_dict().items():
+            torch.testing.assert_close(value[k], weights[name][0], rtol=0, atol=1e-8)
+
+
+def test_a_resumed_run_is_close_to_an_uninterrupted_one(
+    model: ModelConfig, train: TrainConfig, quadrants: Dataset, tmp_path: Path
+) -> None:
+    train, path = train.replace(precision="float64"), tmp_path / "run"
+    whole = fit(model, train, quadrants, device="cuda")
+    fit(
+        model,
+        train,
+        quadrants,
+        device="cuda",
+        checkpoint=path,
+        on_epoch=lambda r: r.epoch == 2,
+    )
+    resumed = fit(model, train, quadrants, device="cuda", checkpoint=path)
+    assert resumed.ended == "completed"
+    for one, other in zip(whole.history, resumed.history, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, abs=1e-8)
+        assert one.val_loss == pytest.approx(other.val_loss, abs=1e-8)
+
+
+def test_a_run_begun_on_the_gpu_goes_on_without_one(
+    model: ModelConfig, train: TrainConfig, quadrants: Dataset, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    begun = fit(
+        model, train, quadrants, device="cuda", checkpoint=path, on_epoch=lambda r: r.epoch == 2
+    )
+    result = fit(model, train, quadrants, device="cpu", checkpoint=path)
+    assert result.ended == "completed"
+    assert result.history[0].val_loss == begun.history[0].val_loss
+
+
+def test_without_draws_it_computes_what_the_cpu_does(
+    model: ModelConfig, train: TrainConfig, quadrants: Dataset
+) -> None:
+    """The initial weights are the same everywhere, whatever draws them later."""
+    still = train.replace(epochs=1, lr=1e-30, weight_decay=0.0, precision="float64")
+    for name in ("drop", "attn_drop") if isinstance(model, ViTConfig) else ("drop",):
+        model = model.replace(**{name: 0.0})
+    gpu, cpu = (fit(model, still, quadrants, device=device) for device in ("cuda", "cpu"))
+    for ours, theirs in zip(gpu.model.parameters(), cpu.model.parameters(), strict=True):
+        assert torch.equal(ours.cpu(), theirs)
+    if isinstance(model, ViTConfig):  # a batch norm has seen other batches
+        assert gpu.history[0].val_loss == pytest.approx(cpu.history[0].val_loss, abs=1e-9)
+
+
+@pytest.mark.parametrize("rate", [0.0004, 0.1, 1 / 3, 0.9985])
+def test_elements_are_dropped_at_exactly_the_rate(rate: float) -> None:
+    steps, size = 2000, 4096
+    dropped = torch.zeros((), dtype=torch.int64, device="cuda")
+    for step in range(steps):
+        draws = Draws((0,), torch.device("cuda"), ("step", step))
+        dropped += (draws.dropout_mask((size,), [rate], torch.float32, "drop") == 0).sum()
+    fraction = rate * 256 % 1
+    shared = size**2 * steps * fraction * (1 - fraction) / 256**2
+    deviation = (size * steps * rate * (1 - rate) + shared) ** 0.5
+    assert abs(dropped.item() - steps * size * rate) < 4 * deviation
+
+
+def test_bytes_are_uniform_at_every_position_of_a_word() -> None:
+    draws = Draws((0, 1), torch.device("cuda"), ("step", 0))
+    drawn = draws.random_bytes(8 * 100_000, "here")
+    assert not torch.equal(drawn[0], drawn[1])
+    for position in range(8):
+        observed = torch.bincount(drawn[0].view(-1, 8)[:, position].long(), minlength=256)
+        expected = 100_000 / 256
+        statistic = ((observed - expected).square() / expected).sum().item()
+        assert 160 < statistic < 370  # 255 degrees of freedom: 1e-5 beyond each end
+
+
+def test_a_replica_draws_what_it_draws_alone() -> None:
+    cuda = torch.device("cuda")
+    stacked = Draws((3, 5), cuda, ("step", 1))
+    for k, seed in enumerate((3, 5)):
+        alone = Draws((seed,), cuda, ("step", 1))
+        assert torch.equal(stacked.random_bytes(37, "a")[k], alone.random_bytes(37, "a")[0])
+        assert torch.equal(stacked.permutation(99, "a")[k], alone.permutation(99, "a")[0])
+        assert torch.equal(
+            stacked.integers(0, 9, (5,), "a")[k], alone.integers(0, 9, (5,), "a")[0]
+        )
+
+
+def test_data_stay_where_they_are(vit: ViTConfig, train: TrainConfig, quadrants: Dataset) -> None:
+    resident = to_device(quadrants, resolve_device("auto"))
+    assert resident.device.type == "cuda"
+    result = fit(vit, train.replace(epochs=1), resident, device="cpu")  # ignored, as documented
+    assert next(result.model.parameters()).device.type == "cuda"
+    assert result.peak_memory > 0
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    last = torch.cuda.device_count() - 1
+    for name in (f"cuda:{last + 1}", "cuda:256"):
+        with pytest.raises(UsageError, match=f"no such GPU; accepted: cuda:0 to cuda:{last}"):
+            resolve_device(name)
