@@ -11,7 +11,7 @@ search: $(READY)
 	$(BIN)/python sweeps/vit_search.py --trials $(TRIALS)
 
 test: $(READY)
-	$(BIN)/pytest -n auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -24,6 +24,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 dashboard: $(READY)
+	@test -s storage/studies.db || { echo 'no studies yet; run: make search' >&2; exit 1; }
 	$(BIN)/optuna-dashboard --host 127.0.0.1 sqlite:///storage/studies.db
 
 bench: $(READY)

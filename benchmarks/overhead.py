@@ -55,13 +55,15 @@ class Stopwatch:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--storage", help="keep the study here")
     options = parser.parse_args()
     stopwatch = worker.fit = Stopwatch()  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
+        url = options.storage or f"sqlite:///{folder}/studies.db"
         asked = SweepOptions(
             trials=options.trials,
             study=None,
-            storage=f"sqlite:///{folder}/studies.db",
+            storage=url,
             data=DataConfig(),
             train=SEARCH.train,
             space="small",

@@ -9,6 +9,7 @@ picture (docs/report.png) is a browser's screenshot of `visweep report`.
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("study")
     parser.add_argument("--storage")
     options = parser.parse_args()
-    console = Console(record=True, width=116, file=Path("/dev/null").open("w"))
+    console = Console(record=True, width=116, file=io.StringIO())
     with opened(options.storage, options.study) as (study, _):
         trials = [t for t in study.trials if t.state.is_finished()]
         epochs = max(len(t.intermediate_values) for t in trials)

@@ -12,6 +12,7 @@ from visweep.training.device import (
     compute_dtype,
     master_dtype,
     peak_memory,
+    reset_peak_memory,
     resolve_device,
     resolve_precision,
 )
@@ -74,3 +75,11 @@ def test_peak_memory_is_what_the_kernel_counted() -> None:
     slack = 2**23  # the kernel counts per core, and adds up now and then
     assert peak >= now >= held.nbytes
     assert peak_memory(CPU) > peak - slack
+
+
+def test_peak_memory_begins_anew_for_each_run() -> None:
+    held = torch.ones(40_000_000)  # 160 MB
+    with_tensor = peak_memory(CPU)
+    del held
+    reset_peak_memory(CPU)
+    assert peak_memory(CPU) < with_tensor - 100e6

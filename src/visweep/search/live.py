@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -104,29 +106,34 @@ class LiveView(Watcher):
     def render(self) -> RenderableType:
         """The whole view."""
         parts: list[RenderableType] = [self._totals(), self._trials()]
+        if self._running is not None:
+            shown = text.parameters(self._running.parameters)
+            parts.append(
+                Text.assemble(("now  ", "bold"), f"trial {self._running.number}  {shown}")
+            )
         if self._progress.best is not None:
-            parts.append(self._best(*self._progress.best[:2]))
-        parts += [Text(note, style="yellow") for note in self._notes]
+            parts.append(self._best(*self._progress.best))
+        parts += [Text(note, "yellow", no_wrap=True, overflow="ellipsis") for note in self._notes]
         parts.append(Text("Ctrl-C stops after this epoch; nothing is lost.", style="dim"))
         return Panel(Group(*parts), title=f"visweep · {self._name}", title_align="left")
 
     def _totals(self) -> RenderableType:
         progress = self._progress
         left = self._pace.seconds_left(progress)
-        grid = Table.grid(padding=(0, 2), expand=True)
-        grid.add_column(ratio=1)
-        grid.add_column(justify="right")
-        grid.add_row(
+        bar = Table.grid(padding=(0, 2), expand=True)
+        bar.add_column(ratio=1)
+        bar.add_column(justify="right", no_wrap=True)
+        bar.add_row(
             ProgressBar(total=max(1, progress.budget), completed=progress.finished),
-            Text.assemble(
-                (f"{progress.finished} of {progress.budget}", "bold"),
-                f" · {progress.complete} complete · {progress.pruned} pruned"
-                + (f" · {progress.running} running" if progress.running else "")
-                + (f" · {progress.failed} failed" if progress.failed else "")
-                + (f" · about {text.duration(left)} left" if left else ""),
-            ),
+            Text(f"{progress.finished} of {progress.budget}", "bold"),
         )
-        return grid
+        states = Text(
+            f"{progress.complete} complete · {progress.pruned} pruned · {progress.running} running"
+            + (f" · {progress.failed} failed" if progress.failed else "")
+            + (f" · about {text.duration(left)} left" if left else ""),
+            justify="right",
+        )
+        return Group(bar, states)
 
     def _trials(self) -> RenderableType:
         table = Table(box=None, expand=True, padding=(0, 1), header_style="dim")
@@ -135,7 +142,7 @@ class LiveView(Watcher):
         table.add_column("curve", no_wrap=True)
         table.add_column("accuracy", justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True)
-        table.add_column("parameters", ratio=1)
+        table.add_column("parameters", ratio=1, no_wrap=True, overflow="ellipsis")
         shown = [*self._recent, *([self._running] if self._running else [])]
         for trial in shown:
             table.add_row(
@@ -143,20 +150,18 @@ class LiveView(Watcher):
                 f"{len(trial.curve)}/{trial.epochs}",
                 text.sparkline(trial.curve, trial.epochs),
                 text.percent(trial.curve[-1]) if trial.curve else "—",
-                trial.ended if trial.state == "pruned" else trial.state,
+                "diverged" if trial.ended == "diverged" else trial.state,
                 text.parameters(trial.parameters),
                 style=_STYLES.get(trial.state, ""),
             )
         return table
 
-    def _best(self, number: int, accuracy: float) -> RenderableType:
-        best = self._progress.best
-        shown = text.parameters(best[2]) if best else ""
+    def _best(self, number: int, accuracy: float, parameters: Mapping[str, Any]) -> RenderableType:
         return Text.assemble(
             ("best ", "bold"),
             f"trial {number}: ",
             (text.percent(accuracy), "bold green"),
-            f"  {shown}",
+            f"  {text.parameters(parameters)}",
         )
 
 

@@ -40,10 +40,12 @@ def patch_sizes(image_size: int, candidates: Sequence[int]) -> CategoricalDistri
     if not fitting:
         listed = " ".join(map(str, candidates))
         largest = max(candidates)
-        nearest = max(2 * largest, round(image_size / largest) * largest)
+        across = min(
+            max(round(image_size / largest), math.isqrt(MIN_TOKENS)), math.isqrt(MAX_TOKENS)
+        )
         raise UsageError(
             f"--image-size: {image_size} suits no patch_size of {listed} "
-            f"(it must divide the image and leave 4 to 256 tokens); try {nearest}"
+            f"(it must divide the image and leave 4 to 256 tokens); try {across * largest}"
         )
     return CategoricalDistribution(fitting)
 

@@ -11,11 +11,10 @@ import optuna
 from optuna.study import StudyDirection
 
 from visweep.errors import UsageError, unknown_name
-from visweep.search.spaces import check_point
 from visweep.storage.artifacts import Checkpoints
 from visweep.storage.engine import Storage, artifact_folder, storage_errors
 from visweep.storage.owner import this_process
-from visweep.storage.slots import Slots, fixed_parameters
+from visweep.storage.slots import Slots
 from visweep.storage.specification import (
     BUDGET,
     SPECIFICATION,
@@ -78,7 +77,6 @@ def open_study(
                 },
             )
         require_same(name, study.user_attrs[SPECIFICATION]["identity"], specification)
-        _check_enqueued(study, specification)
         study.set_user_attr(BUDGET, budget)
         study.set_user_attr(STOP, False)
         slots = Slots(storage, study_id, this_process())
@@ -101,12 +99,6 @@ def _require_new(study: optuna.Study) -> None:
         raise UsageError(
             f"--study: {study.study_name!r} was made by another tool; give another name"
         )
-
-
-def _check_enqueued(study: optuna.Study, specification: Specification) -> None:
-    waiting = (optuna.trial.TrialState.WAITING,)
-    for trial in study.get_trials(deepcopy=False, states=waiting):
-        check_point(fixed_parameters(trial), specification.space)
 
 
 def load_study(storage: Storage, name: str) -> optuna.Study:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _BARS = "▁▂▃▄▅▆▇█"
+_MOST_BARS = 16
 
 
 def percent(fraction: float) -> str:
@@ -24,9 +25,9 @@ def duration(seconds: float) -> str:
 
 
 def count(number: float) -> str:
-    """317386 as 317 K, 1201546 as 1.20 M."""
+    """317386 as 317 K, 1201546 as 1.2 M."""
     for size, sign in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if number >= size:
+        if number >= 0.9995 * size:
             scaled = number / size
             return f"{scaled:.0f} {sign}" if scaled >= 100 else f"{scaled:.3g} {sign}"
     return f"{number:.0f}"
@@ -43,6 +44,15 @@ def parameters(values: Mapping[str, Any]) -> str:
 
 
 def sparkline(curve: Sequence[float], length: int) -> str:
-    """A curve of accuracies as little bars, padded to `length` epochs."""
-    bars = [_BARS[min(len(_BARS) - 1, int(max(0.0, v) * len(_BARS)))] for v in curve]
-    return "".join(bars).ljust(length, "·")
+    """A curve of accuracies as little bars, padded to `length` epochs.
+
+    Where there are too many epochs, each bar shows the last of several.
+    """
+    width = min(length, _MOST_BARS)
+    last = [-(-length * (i + 1) // width) for i in range(width)]
+    bars = [_bar(curve[epoch - 1]) for epoch in last if epoch <= len(curve)]
+    return "".join(bars).ljust(width, "·")
+
+
+def _bar(accuracy: float) -> str:
+    return _BARS[min(len(_BARS) - 1, int(min(max(0.0, accuracy), 1.0) * len(_BARS)))]

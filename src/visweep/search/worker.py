@@ -39,7 +39,7 @@ Trainer = Callable[..., FitResult]
 
 
 class SweepFailed(VisweepError):
-    """The sweep cannot go on: several trials in a row failed for the same cause."""
+    """The sweep cannot go on: trials fail one after the other, or the study is gone."""
 
 
 class Worker:
@@ -100,7 +100,11 @@ class Worker:
         )
 
     def _should_stop(self) -> bool:
-        if not self.interrupt.reason and self.opened.study.user_attrs.get(STOP):
+        try:
+            asked = self.opened.study.user_attrs.get(STOP)
+        except KeyError as e:
+            raise SweepFailed(f"study {self.opened.name!r} was deleted") from e
+        if not self.interrupt.reason and asked:
             self.interrupt.ask("`visweep stop` was called")
         return bool(self.interrupt.reason)
 

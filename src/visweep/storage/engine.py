@@ -88,11 +88,12 @@ class Storage(RDBStorage):
 
         What `check` raises undoes the transaction: nothing of it is ever read.
         """
+        before = getattr(self._intent, "check", None)
         self._intent.check = check
         try:
             yield
         finally:
-            self._intent.check = None
+            self._intent.check = before
 
     @contextmanager
     def transaction(self) -> Iterator[sqlalchemy.Connection]:

@@ -276,7 +276,7 @@ class Slots:
             .where(slots.c.trial_id == slot.trial_id)
             .values(owner=self._owner.to_text(), generation=generation, heartbeat=0)
         )
-        # A waiting trial that another tool took has no generation, and its parameters are not ours.
+        # Another tool may have taken it: without a generation, its parameters are not ours.
         adopted = slot.state == TrialState.RUNNING and slot.generation > 0
         return Lease(slot.trial_id, slot.number, generation, adopted)
 

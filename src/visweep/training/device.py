@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
 from visweep.config import Precision, TrainConfig
 from visweep.errors import UsageError
+
+_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -58,9 +62,24 @@ def master_dtype(compute: torch.dtype) -> torch.dtype:
     return torch.float64 if compute == torch.float64 else torch.float32
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin anew to watch `peak_memory`, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR_REFS.exists():
+        with contextlib.suppress(OSError):  # a sandbox may forbid it; the peak is then a bound
+            _CLEAR_REFS.write_text("5")
+
+
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that this process has held, on the GPU if it trains there."""
+    """Bytes: the most that this process held since `reset_peak_memory`, on the GPU if it trains
+    there. Where the system cannot begin anew, the most that it ever held."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    if _STATUS.exists():
+        lines = (line.split() for line in _STATUS.read_text().splitlines())
+        peaks = [int(words[1]) for words in lines if words[0] == "VmHWM:"]
+        if peaks:
+            return peaks[0] * 1024
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024

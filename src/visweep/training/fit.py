@@ -28,6 +28,7 @@ from visweep.training.device import (
     compute_dtype,
     master_dtype,
     peak_memory,
+    reset_peak_memory,
     resolve_device,
     resolve_precision,
 )
@@ -133,6 +134,7 @@ def fit(
     if isinstance(data, Dataset):
         data = to_device(data, resolve_device(device))
     _check_shapes(model_config, train_config, data)
+    reset_peak_memory(data.device)
     run = Run(model_config, train_config, data)
     history = run.resume(checkpoint) if checkpoint is not None and checkpoint.exists() else []
     stop = _deliver(history, on_epoch)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState, create_trial
+
+from visweep.errors import SpecificationMismatch, UsageError
+from visweep.search.study import (
+    STOP,
+    checkpoints_of,
+    load_study,
+    open_study,
+    specification_of,
+)
+from visweep.storage.engine import Storage
+from visweep.storage.specification import BUDGET, STUDY_ID, Specification
+
+
+def digest(storage: Storage) -> str:
+    """Of everything in the database."""
+    with storage.reading() as connection:
+        raw = connection.connection.dbapi_connection
+        assert raw is not None
+        return hashlib.sha256("\n".join(raw.iterdump()).encode()).hexdigest()  # type: ignore[attr-defined]
+
+
+def test_a_study_is_created_with_its_specification(
+    storage: Storage, specification: Specification
+) -> None:
+    opened = open_study(storage, "study", specification, 4)
+    study = optuna.load_study(study_name="study", storage=storage)
+    assert specification_of(study) == specification
+    assert study.user_attrs[BUDGET] == 4
+    assert study.direction.name == "MAXIMIZE"
+    assert [t.state for t in study.trials] == [TrialState.WAITING] * 4
+    assert study.trials[0].system_attrs["fixed_params"] == specification.baseline()
+    assert opened.specification is specification
+
+
+def test_it_is_resumed_with_another_budget(storage: Storage, specification: Specification) -> None:
+    first = open_study(storage, "study", specification, 4)
+    moved = replace(specification, data=specification.data.replace(data_dir="/elsewhere"))
+    again = open_study(storage, "study", moved, 6)
+    assert (again.study_id, again.budget) == (first.study_id, 6)
+    assert again.checkpoints.folder == first.checkpoints.folder
+    assert len(again.study.trials) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"train": {"epochs": 2}}, "train.epochs was 3, now 2"),
+        ({"train": {"lr": 0.5}}, "train.lr was 0.002, now 0.5"),
+        ({"seed": 9}, "seed was 0, now 9"),
+        ({"sampler": "random"}, "sampler.name was 'tpe', now 'random'"),
+        ({"fingerprint": "0" * 64}, "the content of the data changed"),
+    ],
+)
+def test_resuming_it_as_something_else_changes_nothing(
+    storage: Storage, specification: Specification, changes: dict[str, Any], field: str
+) -> None:
+    open_study(storage, "study", specification, 4)
+    before = digest(storage)
+    if "train" in changes:
+        changes = {"train": specification.train.replace(**changes["train"])}
+    with pytest.raises(SpecificationMismatch) as refused:
+        open_study(storage, "study", replace(specification, **changes), 9)
+    assert field in str(refused.value)
+    assert digest(storage) == before
+
+
+def test_a_study_of_another_tool_is_left_alone(
+    storage: Storage, specification: Specification
+) -> None:
+    theirs = optuna.create_study(study_name="theirs", storage=storage, direction="maximize")
+    theirs.add_trial(create_trial(value=1.0))
+    optuna.create_study(study_name="losses", storage=storage, direction="minimize")
+    before = digest(storage)
+    for name in ("theirs", "losses"):
+        with pytest.raises(UsageError, match="made by another tool; give another name"):
+            open_study(storage, name, specification, 4)
+    assert digest(storage) == before
+
+
+def test_a_kill_between_creating_and_describing_it_is_mended(
+    storage: Storage, specification: Specification
+) -> None:
+    optuna.create_study(study_name="study", storage=storage, direction="maximize")
+    opened = open_study(storage, "study", specification, 3)
+    assert specification_of(opened.study) == specification
+    assert len(opened.study.trials) == 3
+
+
+def test_two_that_create_it_at_once_agree_on_its_folder(
+    storage: Storage, specification: Specification
+) -> None:
+    first = open_study(storage, "study", specification, 3)
+    identifier = first.study.user_attrs[STUDY_ID]
+    # What the second would write, had it looked before the first was done.
+    assert not storage.set_study_attributes_once(
+        first.study_id,
+        {"visweep:specification": {"identity": {}}, STUDY_ID: "another"},
+    )
+    assert first.study.user_attrs[STUDY_ID] == identifier
+
+
+def test_a_study_of_the_same_name_as_a_deleted_one_has_a_folder_of_its_own(
+    storage: Storage, specification: Specification, file: Path
+) -> None:
+    first = open_study(storage, "a/b: c", specification, 1)
+    optuna.delete_study(study_name="a/b: c", storage=storage)
+    second = open_study(storage, "a/b: c", specification, 1)
+    assert first.checkpoints.folder != second.checkpoints.folder
+    assert second.checkpoints.folder.parent == file.parent / "artifacts"
+    assert checkpoints_of(second.study, storage).folder == second.checkpoints.folder
+
+
+def test_a_misspelt_name_suggests_the_nearest(
+    storage: Storage, specification: Specification
+) -> None:
+    with pytest.raises(UsageError, match="the storage holds no studies"):
+        load_study(storage, "night")
+    open_study(storage, "night-run", specification, 1)
+    open_study(storage, "other", specification, 1)
+    with pytest.raises(UsageError, match=r"STUDY: unknown value 'nightrun'.*mean 'night-run'\?"):
+        load_study(storage, "nightrun")
+    assert load_study(storage, "night-run").study_name == "night-run"
+
+
+def test_a_study_without_specification_has_none_to_tell(storage: Storage) -> None:
+    study = optuna.create_study(study_name="theirs", storage=storage)
+    with pytest.raises(UsageError, match="was not made by visweep"):
+        specification_of(study)
+
+
+def test_opening_clears_a_stop(storage: Storage, specification: Specification) -> None:
+    opened = open_study(storage, "study", specification, 1)
+    opened.study.set_user_attr(STOP, True)
+    again = open_study(storage, "study", specification, 1)
+    assert again.study.user_attrs[STOP] is False
+
+
+def test_the_space_may_name_fields_of_the_training(
+    storage: Storage, specification: Specification
+) -> None:
+    wider = replace(specification, space={**specification.space, "lr": FloatDistribution(0, 1)})
+    opened = open_study(storage, "study", wider, 1)
+    assert opened.study.trials[0].system_attrs["fixed_params"]["lr"] == specification.train.lr
