@@ -26,7 +26,13 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, PercentilePruner
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+)
 from optuna.trial import TrialState
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.model_selection import cross_val_predict
@@ -45,7 +51,10 @@ SPACE = small(32)
 # Beside the shipped pruners, what they were chosen among.
 CANDIDATES: dict[str, Callable[[int, int], BasePruner]] = {
     **PRUNERS,
-    "asha-1-3": lambda _, epochs: HyperbandPruner(1, epochs, 3),
+    "hyperband-2-3": lambda _, epochs: HyperbandPruner(2, epochs, 3),
+    "sha-2-3": lambda _, __: SuccessiveHalvingPruner(2, 3),
+    "sha-2-2": lambda _, __: SuccessiveHalvingPruner(2, 2),
+    "sha-3-3": lambda _, __: SuccessiveHalvingPruner(3, 3),
     "hyperband-2-2": lambda _, epochs: HyperbandPruner(2, epochs, 2),
     "median-1": lambda _, epochs: MedianPruner(5, 1),
     "median-2": lambda _, epochs: MedianPruner(5, 2),

@@ -13,6 +13,10 @@ from visweep.errors import UsageError, VisweepError
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
 
+class StoppedAtOnce(VisweepError):
+    """A second Ctrl-C: nothing was waited for."""
+
+
 def call(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit.
 
@@ -23,12 +27,14 @@ def call(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
         status = app(args=arguments, standalone_mode=False)
     except UsageError as e:
         _end(str(e), USAGE)
+    except StoppedAtOnce as e:
+        _end(str(e), INTERRUPTED)
     except VisweepError as e:
         _end(str(e), FAILURE)
     except TyperException as e:
         _end(_message(e, sys.argv[1:] if arguments is None else arguments), USAGE)
     except (KeyboardInterrupt, typer.Abort):
-        _end("stopped at once; the running epoch is lost, nothing else is", INTERRUPTED)
+        _end("stopped", INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has gone (as `| head` does); Python would complain once more.
         sys.stderr.close()

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from visweep.cli import options as opt
-from visweep.cli.errors import call
+from visweep.cli.errors import StoppedAtOnce, call
 from visweep.config import DataConfig, TrainConfig
 from visweep.errors import UsageError, unknown_name
 from visweep.search.recipe import Recipe
@@ -195,7 +195,14 @@ def search(recipe: Recipe, asked: SweepOptions, dry_run: bool) -> int:
         return 0
     from visweep.cli.search import search_until_done
 
-    return search_until_done(console, prepared, _this_command())
+    try:
+        return search_until_done(console, prepared, _this_command())
+    except KeyboardInterrupt as e:
+        # Typer would turn it into a status without a word.
+        raise StoppedAtOnce(
+            "stopped at once; the running epoch is lost, nothing else is; "
+            f"resume: {_this_command()}"
+        ) from e
 
 
 def _check_names(recipe: Recipe, asked: SweepOptions) -> None:
