@@ -36,6 +36,7 @@ def progress(trials: list[FrozenTrial], budget: int) -> Progress:
     best = max(trials, key=lambda t: t.value or 0.0)
     return Progress(
         budget=budget,
+        running=1,
         complete=sum(t.state == TrialState.COMPLETE for t in trials),
         pruned=sum(t.state == TrialState.PRUNED for t in trials),
         best=(best.number, best.value or 0.0, best.params),
@@ -54,6 +55,7 @@ def main() -> None:
         shown = trials[: 2 * len(trials) // 3]
         live = LiveView(console)
         live._name = options.study
+        live._pace.start(progress(shown[:-1], len(study.trials)))
         for trial in shown[:-1]:
             live.ended(view(trial, epochs), progress(shown[:-1], len(study.trials)))
         live.advanced(view(shown[-1], epochs, upto=max(1, len(shown[-1].intermediate_values) - 1)))

@@ -275,21 +275,11 @@ def test_resuming_a_study_as_something_else(
 ) -> None:
     shutil.copyfile(finished_study / "studies.db", tmp_path / "studies.db")
     before = snapshot(tmp_path)
-    line = one_line(
-        launcher.run(
-            tiny_search,
-            "--trials",
-            9,
-            *SMALL,
-            "--epochs",
-            2,
-            "--study",
-            "night-run",
-            "--storage",
-            f"sqlite:///{tmp_path}/studies.db",
-            *options,
-        )  # fmt: skip
-    )
+    process = launcher.run(
+        tiny_search, "--trials", 9, *SMALL, "--epochs", 2, "--study", "night-run",
+        "--storage", f"sqlite:///{tmp_path}/studies.db", *options,
+    )  # fmt: skip
+    line = one_line(process)
     assert line.startswith("study 'night-run': ")
     assert field in line
     assert snapshot(tmp_path) == before

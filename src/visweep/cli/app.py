@@ -139,7 +139,12 @@ def delete(
 def train(
     study: Annotated[
         str | None,
-        typer.Option("--study", metavar="NAME", help="Train a configuration of this study."),
+        typer.Option(
+            "--study",
+            metavar="NAME",
+            help="Train a configuration of this study, such as night-run. "
+            "[default: none; spell it out with --model and --set]",
+        ),
     ] = None,
     trial: Annotated[
         int | None,
@@ -155,23 +160,33 @@ def train(
         typer.Option(
             "--set",
             metavar="FIELD=VALUE",
-            help="Change a field of the configuration, such as --set depth=4; may be repeated.",
+            help="Change a field of the configuration, such as --set depth=4; may be repeated. "
+            "[default: none]",
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="S", help="Train with this seed, such as 11."),
+        typer.Option(
+            "--seed",
+            metavar="S",
+            help="Train with this seed, such as 11. [default: the study's, or 0]",
+        ),
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option("--epochs", metavar="E", min=1, help="Train so many epochs, such as 20."),
+        typer.Option(
+            "--epochs",
+            metavar="E",
+            min=1,
+            help="Train so many epochs, such as 20. [default: the study's, or 8]",
+        ),
     ] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
             "--dataset",
             metavar="NAME",
-            help="Without a study: which images. [default: cluttered-digits]",
+            help="Without a study: which images, such as mnist. [default: cluttered-digits]",
         ),
     ] = None,
     data_dir: opt.DataDir = None,
@@ -183,7 +198,8 @@ def train(
         typer.Option(
             "--checkpoint",
             metavar="FILE",
-            help="Keep the state here after each epoch, and go on from it, such as run.ckpt.",
+            help="Keep the state here after each epoch, and go on from it, such as run.ckpt. "
+            "[default: nowhere]",
         ),
     ] = None,
     storage: opt.Storage = None,

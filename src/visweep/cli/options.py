@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sqlalchemy.engine import URL
 
 from visweep.errors import UsageError
 
@@ -118,17 +119,16 @@ def checkout() -> Path | None:
 
 
 def storage_url(given: str | None) -> str:
-    """The storage to use; the default's folder is made where it is missing."""
+    """The storage to use."""
     if given is None:
         given = os.environ.get("VISWEEP_STORAGE")
-    if given is not None:
-        return given
-    path = _default_file()
-    try:
-        path.parent.mkdir(exist_ok=True)
-    except OSError as e:
-        raise UsageError(f"--storage: cannot make the folder {path.parent}: {e.strerror}") from e
-    return f"sqlite:///{path}"
+    return _default_url() if given is None else given
+
+
+def missing_folder(url: str) -> Path | None:
+    """The folder of the default storage, as long as there is none."""
+    folder = _default_file().parent
+    return folder if url == _default_url() and not folder.exists() else None
 
 
 def is_fresh(given: str | None) -> bool:
@@ -138,7 +138,11 @@ def is_fresh(given: str | None) -> bool:
 
 def is_default(url: str) -> bool:
     """Whether a command that is given no storage would use this one."""
-    return url == os.environ.get("VISWEEP_STORAGE", f"sqlite:///{_default_file()}")
+    return url == storage_url(None)
+
+
+def _default_url() -> str:
+    return URL.create("sqlite", database=str(_default_file())).render_as_string()
 
 
 def _default_file() -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from visweep import data
+from visweep.cli.options import missing_folder
 from visweep.cli.sweep import SweepOptions
 from visweep.data.resident import ResidentData, to_device
 from visweep.errors import UsageError
@@ -14,7 +15,7 @@ from visweep.search.recipe import Recipe
 from visweep.search.seeds import replica_seeds
 from visweep.search.spaces import check_space, into_space
 from visweep.storage.specification import Specification
-from visweep.storage.url import check_sqlite_file, parse, sqlite_path
+from visweep.storage.url import check_folder, check_sqlite_file, parse, sqlite_path
 from visweep.training.device import resolve_device, resolve_precision
 
 
@@ -46,13 +47,19 @@ def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
         UsageError: an option is bad.
     """
     path = sqlite_path(parse(asked.storage))
-    if path is not None:
+    folder = missing_folder(asked.storage)
+    if folder is not None:
+        check_folder(folder.parent)
+    elif path is not None:
         check_sqlite_file(path, must_exist=False)
     elif asked.sampler == "cmaes":
         raise UsageError(
             "--sampler: cmaes runs code that it reads from the storage, so a server is refused; "
             "accepted for it: --storage sqlite:///FILE"
         )
+    if asked.data.image_size is not None:
+        # Resizing all images takes a while, and much memory if the size is a slip.
+        recipe.spaces[asked.space](asked.data.image_size)
     device = resolve_device(asked.device)
     dataset = data.load(asked.data)
     images = len(dataset.train.labels)

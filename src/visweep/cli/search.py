@@ -8,7 +8,7 @@ import shlex
 import optuna
 from rich.console import Console
 
-from visweep.cli.options import is_default
+from visweep.cli.options import is_default, missing_folder
 from visweep.cli.prepare import Prepared
 from visweep.errors import StorageError
 from visweep.search.interrupt import Interrupt
@@ -16,7 +16,7 @@ from visweep.search.live import view_for
 from visweep.search.study import OpenStudy, open_study
 from visweep.search.summary import print_summary
 from visweep.search.worker import Worker
-from visweep.storage.engine import open_storage
+from visweep.storage.engine import artifact_folder, open_storage
 
 _STATUS = {"interrupted": 130, "terminated": 143}
 
@@ -30,6 +30,9 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     asked = prepared.asked
+    folder = missing_folder(asked.storage)
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
     storage = open_storage(asked.storage)
     try:
         opened = open_study(storage, prepared.name, prepared.specification, asked.trials)
@@ -41,7 +44,8 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
             _print(console, f"stopped: {interrupt.reason}. resume: {command}")
         return _STATUS.get(interrupt.reason, 0)
     except OSError as e:
-        raise StorageError(f"{e.strerror or e}; every finished trial is kept") from e
+        place = e.filename or artifact_folder(asked.storage)
+        raise StorageError(f"{e.strerror or e}: {place}; every finished trial is kept") from e
     finally:
         storage.close()
 

@@ -145,9 +145,11 @@ def _changes(given: tuple[str, ...]) -> dict[str, Any]:
         if not (name and equals and written):
             raise UsageError(f"--set: {change!r} is not FIELD=VALUE, such as depth=4")
         try:
-            changes[name] = json.loads(written)
+            value = json.loads(written)
         except ValueError:
-            changes[name] = written
+            value = written
+        # No field is a list.
+        changes[name] = tuple(value) if isinstance(value, list) else value
     return changes
 
 

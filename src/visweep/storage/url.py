@@ -58,7 +58,7 @@ def check_sqlite_file(path: Path, must_exist: bool) -> None:
     if not path.exists():
         if must_exist:
             raise UsageError(f"--storage: there is no file {path}")
-        _check_folder(path.parent)
+        check_folder(path.parent)
         return
     if not path.is_file():
         raise UsageError(f"--storage: {path} is not a file")
@@ -74,12 +74,17 @@ def check_sqlite_file(path: Path, must_exist: bool) -> None:
     if header != _HEADER:
         raise UsageError(f"--storage: {path} is not an SQLite file")
     if not must_exist:
-        _check_folder(path.parent)
+        check_folder(path.parent)
         if not os.access(path, os.W_OK):
             raise UsageError(f"--storage: {path} cannot be written")
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """See that a file can be made in a folder.
+
+    Raises:
+        UsageError: it is missing or cannot be written.
+    """
     if not folder.is_dir():
         raise UsageError(f"--storage: there is no folder {folder}; create it first")
     if not os.access(folder, os.W_OK | os.X_OK):
