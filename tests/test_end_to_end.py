@@ -11,6 +11,7 @@ import pty
 import random
 import re
 import select
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -26,6 +27,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "tiny-cluttered-digits-tiny"
@@ -332,6 +334,19 @@ def test_the_trial_of_a_killed_worker_is_adopted_by_the_other(
     assert adopted.name == "trial-00000.g2.ckpt"
 
 
+def test_who_waits_for_another_can_be_stopped_alone(search: MakeSearch, wait_for: Any) -> None:
+    mine = search("--epochs", 2000, "--pruner", "none")
+    first = mine.start(1)
+    wait_for(lambda: mine.is_in_mid_trial(2), about=first)
+    second = mine.start(1)
+    wait_for(lambda: "0 of 1 trials finished" in second.stdout, about=second)
+    second.signal(signal.SIGINT)
+    second.wait(10)
+    assert (second.status, second.stderr) == (130, "")
+    assert not first.ended()
+    assert len(mine.leases()) == 1
+
+
 def test_a_copy_of_the_file_goes_on_elsewhere(search: MakeSearch, wait_for: Any) -> None:
     mine = search("--epochs", 24, "--pruner", "none", "--seed", 3)
     process = mine.start(2)
@@ -347,6 +362,26 @@ def test_a_copy_of_the_file_goes_on_elsewhere(search: MakeSearch, wait_for: Any)
     assert list(trials[1].intermediate_values) == list(range(1, 25))
     mine.finish(2)
     assert [result(t) for t in mine.trials()] == [result(t) for t in trials]
+
+
+def test_what_it_advises_at_the_end_works(search: MakeSearch, tmp_path: Path) -> None:
+    images = tmp_path / "my images"
+    for number in range(80):
+        folder = images / f"class {number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), 3 * number).save(folder / f"{number}.png")
+    mine = search(
+        "--study", "night run", "--epochs", 1, "--dataset", "imagefolder", "--data-dir", images,
+        "--image-size", 32, "--batch-size", 8, size=60,
+    )  # fmt: skip
+    process = mine.run(2)
+    assert (process.status, process.stderr) == (0, "")
+    advised = re.findall(r"^(?:see more|train best): +visweep (.*)$", process.stdout, re.M)
+    assert len(advised) == 2
+    for command in advised:
+        followed = mine.launcher.run("visweep", *shlex.split(command), cwd=tmp_path)
+        assert (followed.status, followed.stderr) == (0, ""), followed.stderr
+    assert (tmp_path / "night run.html").exists()
 
 
 FULL_DISK = """

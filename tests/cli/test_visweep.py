@@ -160,6 +160,16 @@ class TestTrials:
         assert shown.stderr == ""
 
 
+class TestReport:
+    def test_it_writes_one_file(self, run: Any, tmp_path: Path) -> None:
+        written = run("report", "night-run", cwd=tmp_path)
+        assert (written.status, written.stderr) == (0, "")
+        assert written.stdout == "wrote night-run.html\n"
+        run("report", "night-run", "-o", tmp_path / "another.html")
+        for name in ("night-run.html", "another.html"):
+            assert "night-run" in (tmp_path / name).read_text()
+
+
 class TestDelete:
     def test_it_asks_first(self, run: Any, study: Path) -> None:
         refused = run("delete", "night-run", stdin="n\n")

@@ -40,7 +40,7 @@ def test_a_study_is_created_with_its_specification(
     assert study.direction.name == "MAXIMIZE"
     assert [t.state for t in study.trials] == [TrialState.WAITING] * 4
     assert study.trials[0].system_attrs["fixed_params"] == specification.baseline()
-    assert opened.specification is specification
+    assert opened.specification == specification
 
 
 def test_it_is_resumed_with_another_budget(storage: Storage, specification: Specification) -> None:
@@ -50,6 +50,17 @@ def test_it_is_resumed_with_another_budget(storage: Storage, specification: Spec
     assert (again.study_id, again.budget) == (first.study_id, 6)
     assert again.checkpoints.folder == first.checkpoints.folder
     assert len(again.study.trials) == 6
+
+
+def test_it_goes_on_in_the_number_format_that_it_was_begun_in(
+    storage: Storage, specification: Specification
+) -> None:
+    # `auto` is resolved by the device, and a study may be resumed on another one.
+    open_study(storage, "study", specification, 1)
+    elsewhere = replace(specification, train=specification.train.replace(precision="bfloat16"))
+    opened = open_study(storage, "study", elsewhere, 1)
+    assert opened.specification == specification
+    assert opened.specification.train.precision == "float32"
 
 
 @pytest.mark.parametrize(

@@ -400,6 +400,15 @@ class TestCheckpoints:
         assert len(numbers) == KEPT_CHECKPOINTS
         assert all(done.trials[n].value >= worst_kept for n in numbers)
 
+    def test_trials_of_other_tools_take_nobodys_place(
+        self, sweep: MakeSweep, storage: Any
+    ) -> None:
+        made = sweep(3)
+        study = optuna.load_study(study_name="study", storage=storage)
+        for _ in range(3):
+            study.add_trial(create_trial(value=0.99))
+        assert len(list(made.run().opened.checkpoints.folder.iterdir())) == 3
+
     @pytest.mark.parametrize("damage", ["flipped", "truncated", "foreign", "empty"])
     def test_a_damaged_one_is_refused_and_the_trial_begins_anew(
         self, sweep: MakeSweep, damage: str

@@ -67,7 +67,7 @@ def test_a_process_with_an_odd_name_is_told_apart() -> None:
     with multiprocessing.get_context("fork").Pool(1) as pool:
         owner = pool.apply(_renamed)
         assert not owner.is_gone()
-        assert dataclasses.replace(owner, start="1").is_gone()
+        assert int(owner.start) >= int(this_process().start)
 
 
 def _renamed() -> Owner:

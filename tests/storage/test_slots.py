@@ -120,9 +120,10 @@ class TestBudget:
     def test_a_removed_trial_leaves_nothing_that_its_successor_would_inherit(
         self, slots: Slots, study: optuna.Study
     ) -> None:
-        study.enqueue_trial(POINT, user_attrs={"who": "me"})
         slots.set_budget(1)
         removed = trials_of(study)[0]._trial_id
+        study._storage.set_trial_user_attr(removed, "who", "me")
+        study._storage.set_trial_system_attr(removed, "asked", 1)
         slots.set_budget(0)
         slots.set_budget(2)
         successors = trials_of(study)
@@ -157,14 +158,18 @@ class TestBudget:
         ]
         assert slots.unfinished() == 4
 
-    def test_a_budget_below_the_enqueued_ones_removes_them_last(
+    def test_a_budget_below_the_enqueued_ones_keeps_them_without_a_slot(
         self, slots: Slots, study: optuna.Study
     ) -> None:
         slots.set_budget(2, first=POINT)
         study.enqueue_trial({"drop": 0.125})
         slots.set_budget(1)
         waiting = [t for t in trials_of(study) if t.state == TrialState.WAITING]
-        assert [fixed_parameters(t) for t in waiting] == [POINT]
+        assert [fixed_parameters(t) for t in waiting] == [POINT, {"drop": 0.125}]
+        assert slots.unfinished() == 1
+        slots.set_budget(2)
+        assert slots.unfinished() == 2
+        assert states(study) == ["WAITING", "FAIL", "WAITING"]
 
     def test_trials_of_other_tools_are_kept_and_not_counted(
         self, slots: Slots, study: optuna.Study, storage: Storage

@@ -94,7 +94,7 @@ def trials(
     csv: Annotated[bool, typer.Option("--csv", help="As comma-separated values.")] = False,
     storage: opt.Storage = None,
 ) -> None:
-    """List the trials of a study."""
+    """List the trials of a study: the finished ones best first, or with --csv all of them."""
     from visweep.cli.studies import opened, trial_rows, write_csv
     from visweep.search.summary import best_table, finished
 

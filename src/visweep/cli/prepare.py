@@ -74,8 +74,7 @@ def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
     train = train.replace(
         seeds=replica_seeds(asked.seed, asked.seeds),
         precision=resolve_precision(asked.train.precision, device),
-        translate=max(1, image_size // 16),
-        flip=dataset.may_flip,
+        **dataset.train_fields,
     )
     check_space(space, model, train)
     return Prepared(

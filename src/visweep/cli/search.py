@@ -30,16 +30,19 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     asked = prepared.asked
-    folder = missing_folder(asked.storage)
-    if folder is not None:
-        folder.mkdir(exist_ok=True)
+    missing = missing_folder(asked.storage)
+    if missing is not None:
+        missing.mkdir(exist_ok=True)
     storage = open_storage(asked.storage)
     try:
         opened = open_study(storage, prepared.name, prepared.specification, asked.trials)
         with Interrupt(asked.timeout).listening() as interrupt:
             _watch(console, opened, prepared, interrupt)
         where = "" if is_default(asked.storage) else f" --storage {shlex.quote(asked.storage)}"
-        print_summary(console, opened.study, prepared.specification.train.epochs, where)
+        folder = asked.data.data_dir
+        images = "" if folder is None else f" --data-dir {shlex.quote(folder)}"
+        epochs = prepared.specification.train.epochs
+        print_summary(console, opened.study, epochs, where, images)
         if interrupt.reason:
             _print(console, f"stopped: {interrupt.reason}. resume: {command}")
         return _STATUS.get(interrupt.reason, 0)

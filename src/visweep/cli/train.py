@@ -71,7 +71,7 @@ def train_once(console: Console, wanted: Wanted) -> None:
         raise DataError(f"--data-dir: these are not the images of study {wanted.study!r}")
     train = configuration.train
     if wanted.study is None:
-        train = train.replace(flip=dataset.may_flip)
+        train = train.replace(**dataset.train_fields)
     if wanted.seed is not None:
         train = train.replace(seeds=(wanted.seed,))
     if wanted.epochs is not None:

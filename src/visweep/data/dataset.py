@@ -74,6 +74,14 @@ class Dataset:
             "num_classes": len(self.classes),
         }
 
+    @property
+    def train_fields(self) -> dict[str, int | bool]:
+        """The fields of the training configuration that the data decide: the augmentation."""
+        return {
+            "translate": max(1, self.train.images.shape[-1] // 16),
+            "flip": self.may_flip,
+        }
+
     @cached_property
     def moments(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel of the training images, in [0, 1]."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def open_study(
                     STUDY_ID: uuid.uuid4().hex,
                 },
             )
-        require_same(name, study.user_attrs[SPECIFICATION]["identity"], specification)
+        identity = study.user_attrs[SPECIFICATION]["identity"]
+        specification = _in_stored_precision(specification, identity)
+        require_same(name, identity, specification)
         study.set_user_attr(BUDGET, budget)
         study.set_user_attr(STOP, False)
         slots = Slots(storage, study_id, this_process())
@@ -90,6 +93,14 @@ def open_study(
             slots=slots,
             checkpoints=checkpoints_of(study, storage),
         )
+
+
+def _in_stored_precision(
+    specification: Specification, identity: Mapping[str, Any]
+) -> Specification:
+    """On another device the study goes on in the number format that it was begun in."""
+    precision = identity["train"]["precision"]
+    return replace(specification, train=specification.train.replace(precision=precision))
 
 
 def _require_new(study: optuna.Study) -> None:

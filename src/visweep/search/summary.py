@@ -48,11 +48,14 @@ def finished(study: Study) -> list[FrozenTrial]:
     return sorted(trials, key=lambda t: (-(t.value or 0.0), t.number))
 
 
-def print_summary(console: Console, study: Study, epochs: int, where: str = "") -> None:
+def print_summary(
+    console: Console, study: Study, epochs: int, where: str = "", images: str = ""
+) -> None:
     """The best five trials, what pruning saved, and how to see more.
 
     Args:
         where: options that tell other commands where the study lies.
+        images: options that tell where its images lie.
     """
     trials = finished(study)
     if not trials:
@@ -69,7 +72,7 @@ def print_summary(console: Console, study: Study, epochs: int, where: str = "") 
         "The best of many is flattered by chance: train it again with other seeds before you "
         "trust it.",
         f"see more:   visweep report {shlex.quote(study.study_name)}{where}",
-        f"train best: visweep train --study {shlex.quote(study.study_name)}{where}",
+        f"train best: visweep train --study {shlex.quote(study.study_name)}{where}{images}",
     ):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 

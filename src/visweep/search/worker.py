@@ -74,6 +74,8 @@ class Worker:
         with storage_errors(self.opened.storage):
             self.watcher.opened(self.opened.name, self.progress())
             while not self._should_stop():
+                # A slot that failed is replaced, and a trial that was enqueued meanwhile gets one.
+                self.opened.slots.set_budget(self.opened.study.user_attrs[BUDGET])
                 lease = self.opened.slots.take()
                 if lease is not None:
                     self._work_on(lease)
@@ -254,8 +256,9 @@ class _TrialRun:
         return {"device": str(self.worker.data.device), "provenance": self.worker.provenance}
 
     def _thin_checkpoints(self) -> None:
+        ours = self.opened.slots.trial_ids()
         trials = self.opened.study.get_trials(deepcopy=False)
-        finished = [t for t in trials if t.state.is_finished()]
+        finished = [t for t in trials if t.state.is_finished() and t._trial_id in ours]
         ranked = sorted(
             (t for t in finished if t.state == TrialState.COMPLETE),
             key=lambda t: t.value or 0.0,

@@ -18,6 +18,13 @@ from visweep.storage.url import check_sqlite_file, parse, read_only, sqlite_path
 _STUDIES = "SELECT study_id, study_name FROM studies ORDER BY study_id"
 _BUDGETS = "SELECT study_id, value_json FROM study_user_attributes WHERE key = 'visweep:budget'"
 _STATES = "SELECT study_id, state, COUNT(*) FROM trials GROUP BY study_id, state"
+# Trials that other tools added have no slot, and do not count.
+_FINISHED = """
+    SELECT t.study_id, COUNT(*)
+    FROM trials t JOIN visweep_slots s ON s.trial_id = t.trial_id AND s.study_id = t.study_id
+    WHERE t.state IN ('COMPLETE', 'PRUNED')
+    GROUP BY t.study_id
+"""
 _BEST = """
     SELECT t.study_id, t.number, v.value
     FROM trials t JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
@@ -33,18 +40,16 @@ class StudyOverview:
     Attributes:
         name: of the study.
         budget: trials that it is to finish; None if visweep did not make it.
-        states: number of trials by Optuna's name of their state.
+        finished: how many of them it has finished.
+        states: number of trials by Optuna's name of their state, those of other tools included.
         best: number and value of the best finished trial.
     """
 
     name: str
     budget: int | None
+    finished: int
     states: Mapping[str, int]
     best: tuple[int, float] | None
-
-    @property
-    def finished(self) -> int:
-        return self.states.get("COMPLETE", 0) + self.states.get("PRUNED", 0)
 
 
 def overview(url: str) -> list[StudyOverview]:
@@ -81,7 +86,21 @@ def _read(connection: sa.Connection) -> list[StudyOverview]:
     for study_id, state, number in connection.execute(sa.text(_STATES)):
         states.setdefault(study_id, {})[state] = number
     best = {row[0]: (row[1], row[2]) for row in connection.execute(sa.text(_BEST))}
-    return [
-        StudyOverview(name, budgets.get(study_id), states.get(study_id, {}), best.get(study_id))
-        for study_id, name in connection.execute(sa.text(_STUDIES))
-    ]
+    finished: dict[int, int] = {}
+    if sa.inspect(connection).has_table("visweep_slots"):
+        finished = {row[0]: row[1] for row in connection.execute(sa.text(_FINISHED))}
+    overviews = []
+    for study_id, name in connection.execute(sa.text(_STUDIES)):
+        counts = states.get(study_id, {})
+        ours = study_id in budgets
+        ended = counts.get("COMPLETE", 0) + counts.get("PRUNED", 0)
+        overviews.append(
+            StudyOverview(
+                name=name,
+                budget=budgets.get(study_id),
+                finished=finished.get(study_id, 0) if ours else ended,
+                states=counts,
+                best=best.get(study_id),
+            )
+        )
+    return overviews

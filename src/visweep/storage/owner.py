@@ -16,7 +16,8 @@ class Owner:
     """A process, told apart from a later one with the same number.
 
     Attributes:
-        host: the machine's name.
+        host: the machine's name and identity, and that of its space of process numbers (a
+            container has one of its own).
         boot: changes with every start of the machine; empty where the system does not tell.
         pid: the process's number.
         start: when it started, in the system's own ticks; empty where the system does not tell.
@@ -36,7 +37,7 @@ class Owner:
 
     def is_gone(self) -> bool:
         """True if this process ran on this machine and surely no longer does."""
-        if self.host != platform.node():
+        if self.host != _host():
             return False
         if self.boot != _boot():
             return True
@@ -45,7 +46,14 @@ class Owner:
 
 def this_process() -> Owner:
     """The calling process, as an owner of leases."""
-    return Owner(platform.node(), _boot(), os.getpid(), _start(os.getpid()))
+    return Owner(_host(), _boot(), os.getpid(), _start(os.getpid()))
+
+
+@cache
+def _host() -> str:
+    machine, space = Path("/etc/machine-id"), Path("/proc/self/ns/pid")
+    identity = machine.read_text().strip()[:12] if machine.exists() else ""
+    return "/".join((platform.node(), identity, str(space.readlink()) if space.exists() else ""))
 
 
 @cache

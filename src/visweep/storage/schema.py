@@ -28,7 +28,7 @@ slots = sa.Table(
     metadata,
     sa.Column("trial_id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("study_id", sa.Integer, nullable=False, index=True),
-    # Who holds the lease, as JSON (see leases.Owner); null when nobody does.
+    # Who holds the lease, as JSON (see storage.owner.Owner); null when nobody does.
     sa.Column("owner", sa.Text, nullable=True),
     # Raised by every lease; a write under an older generation is refused.
     sa.Column("generation", sa.Integer, nullable=False, server_default="0"),

@@ -26,6 +26,7 @@ from visweep.storage.engine import Storage
 from visweep.storage.owner import Owner
 from visweep.storage.schema import slots
 
+studies: sa.Table = models.StudyModel.__table__
 trials: sa.Table = models.TrialModel.__table__
 params: sa.Table = models.TrialParamModel.__table__
 reports: sa.Table = models.TrialIntermediateValueModel.__table__
@@ -111,6 +112,7 @@ class Slots:
             first: the parameters of the first slot that a new study gets.
         """
         with self._storage.transaction() as connection:
+            self._lock_study(connection)
             self._forget_deleted(connection)
             self._enrol_enqueued(connection)
             counted = [s for s in self._slots(connection) if s.state != TrialState.FAIL]
@@ -126,6 +128,7 @@ class Slots:
         Returns None when every slot is finished or held by a worker that lives.
         """
         with self._storage.transaction() as connection:
+            self._lock_study(connection)
             for slot in self._unfinished(connection):
                 if self._is_free(slot):
                     return self._lease(connection, slot)
@@ -289,6 +292,11 @@ class Slots:
             )
         )
 
+    def _lock_study(self, connection: sa.Connection) -> None:
+        """Let no other worker count or lease slots meanwhile; SQLite's write lock does already."""
+        query = sa.select(studies.c.study_id).where(studies.c.study_id == self._study_id)
+        connection.execute(query.with_for_update())
+
     def _enrol_enqueued(self, connection: sa.Connection) -> None:
         """Trials that a user enqueued take slots."""
         enqueued = connection.execute(
@@ -326,6 +334,7 @@ class Slots:
     ) -> None:
         """Remove up to `surplus` waiting slots, the newest first and enqueued ones last.
 
+        A trial that a user enqueued loses its slot only; a larger budget gives it one again.
         Optuna numbers a new trial by how many there are, so only the study's last trial may
         vanish; a slot in between is closed as a failed trial, which nothing counts.
         """
@@ -338,6 +347,8 @@ class Slots:
         waiting.sort(key=lambda s: (s.trial_id in enqueued, -s.number))
         for slot in waiting[:surplus]:
             connection.execute(sa.delete(slots).where(slots.c.trial_id == slot.trial_id))
+            if slot.trial_id in enqueued:
+                continue
             if slot.number == self._last_number(connection):
                 for table in (*_OF_A_TRIAL, trials):
                     connection.execute(sa.delete(table).where(table.c.trial_id == slot.trial_id))

@@ -11,7 +11,7 @@ from sqlalchemy.exc import ArgumentError
 
 from visweep.errors import UsageError
 
-SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg", "mysql", "mysql+pymysql")
+SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
 _HEADER = b"SQLite format 3\x00"
 
 
