@@ -146,6 +146,12 @@ def test_storages(case: str, command: str, launcher: Any, tmp_path: Path, snapsh
     assert snapshot(tmp_path) == before
 
 
+def test_a_value_of_two_lines_gets_one(launcher: Any, tmp_path: Path) -> None:
+    url = "sqlite:///no\nfolder/x.db"
+    process = launcher.run("visweep", "status", "--storage", url, cwd=tmp_path)
+    assert one_line(process) == "--storage: there is no file no folder/x.db"
+
+
 @pytest.mark.parametrize(
     ("statement", "reason"),
     [
