@@ -34,7 +34,7 @@ def test_a_module_imports_only_from_the_layers_above_it() -> None:
 @pytest.mark.parametrize(
     ("module", "statement"),
     [
-        ("training/fit.py", "import visweep.search.text"),
+        ("training/fit.py", "import visweep.search.watch"),
         ("models/vit.py", "import optuna"),
         ("storage/slots.py", "import torch"),
         ("errors.py", "import visweep.config"),

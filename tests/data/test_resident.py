@@ -21,9 +21,10 @@ def split(count: int, size: int = 8, channels: int = 3, seed: int = 0) -> Split:
     return Split(images, rng.integers(0, 3, count))
 
 
-def resident(count: int, size: int = 8, channels: int = 3) -> ResidentSplit:
+def resident(count: int, size: int = 8, channels: int = 3, margin: int = 2) -> ResidentSplit:
     part = split(count, size, channels)
-    return ResidentSplit(torch.from_numpy(part.images), torch.from_numpy(part.labels))
+    bordered = np.pad(part.images, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
+    return ResidentSplit(torch.from_numpy(bordered), torch.from_numpy(part.labels), margin)
 
 
 def dataset(train: int = 40, val: int = 10, channels: int = 3) -> Dataset:
@@ -60,9 +61,10 @@ def shifted(image: torch.Tensor, y: int, x: int, translate: int) -> torch.Tensor
     seed=st.integers(0, 2**62),
     size=st.integers(1, 9),
     channels=st.sampled_from([1, 3]),
+    spare=st.integers(0, 2),
 )
-def test_each_image_moves_and_is_mirrored_on_its_own(translate, flip, seed, size, channels):
-    part = resident(12, size, channels)
+def test_each_image_moves_and_is_mirrored_on_its_own(translate, flip, seed, size, channels, spare):
+    part = resident(12, size, channels, margin=translate + spare)
     indices = torch.randint(0, 12, (2, 7), generator=torch.Generator().manual_seed(0))
     images, labels = Augmenter(part, translate, flip).batch(indices, draws(seed, seed + 1))
     assert images.dtype == torch.uint8
@@ -169,6 +171,14 @@ def test_training_images_have_mean_zero_and_deviation_one():
     torch.testing.assert_close(
         images.std((0, 2, 3), correction=0), torch.ones(3).double(), rtol=0, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("translate", [0, 1, 3])
+def test_shifts_take_no_second_copy_of_the_images(translate: int):
+    data = to_device(dataset(), CPU, margin=3)
+    memory = data.train.bordered.untyped_storage().data_ptr()
+    for view in (data.train.images, data.train.crops(translate)):
+        assert view.untyped_storage().data_ptr() == memory
 
 
 def test_normalising_leaves_the_bytes_alone():

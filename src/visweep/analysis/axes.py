@@ -14,7 +14,8 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial
 
-from visweep.analysis.measure import Measure, parameter
+from visweep import text
+from visweep.analysis.measure import Measure
 from visweep.analysis.overview import parameter_names, shown_value, value_of
 
 
@@ -71,9 +72,9 @@ def _choice_axis(name: str, distribution: CategoricalDistribution) -> Axis:
 
     return Axis(
         name,
-        tuple((i / last, parameter(choice)) for i, choice in enumerate(distribution.choices)),
+        tuple((i / last, text.value(choice)) for i, choice in enumerate(distribution.choices)),
         place,
-        lambda trial: parameter(trial.params[name]),
+        lambda trial: text.value(trial.params[name]),
         stepped=True,
     )
 
@@ -93,9 +94,9 @@ def _number_axis(name: str, distributions: Sequence[IntDistribution | FloatDistr
     values, stepped = _tick_values(low, high, distributions[0].step, log)
     return Axis(
         name,
-        tuple((position(value), parameter(value)) for value in values),
+        tuple((position(value), text.value(value)) for value in values),
         place,
-        lambda trial: parameter(trial.params[name]),
+        lambda trial: text.value(trial.params[name]),
         values=tuple(values),
         stepped=stepped,
         log=log,

@@ -20,8 +20,9 @@ import plotly.graph_objects as go
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from visweep import text
 from visweep.analysis.axes import Axis, parameter_axes, value_axis
-from visweep.analysis.measure import Measure, listing, parameter, plural
+from visweep.analysis.measure import Measure, plural
 from visweep.analysis.overview import (
     curve,
     in_state,
@@ -207,7 +208,7 @@ def parallel_coordinates(
         "the same value are spread a little so that they can be told apart; choose groups in the "
         "legend." + _left_out(trials),
         f"Lines of {plural(len(complete), 'completed trial')} and "
-        f"{plural(len(pruned), 'pruned trial')} through {listing([a.name for a in axes])}."
+        f"{plural(len(pruned), 'pruned trial')} through {text.listing([a.name for a in axes])}."
         + (f" The best: {_described(complete[0], [a.name for a in axes])}." if complete else ""),
         min_width=90 * (len(axes) + 1),
     )
@@ -288,12 +289,12 @@ def _pruned(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 # Words ------------------------------------------------------------------------------------------
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _described(trial: FrozenTrial, names: Iterable[str]) -> str:
-    return ", ".join(f"{n} {parameter(trial.params[n])}" for n in names if n in trial.params)
+    return ", ".join(f"{n} {text.value(trial.params[n])}" for n in names if n in trial.params)
 
 
 def _history_summary(
@@ -332,7 +333,7 @@ def _undrawn(trials: Sequence[FrozenTrial]) -> str:
 def _left_out(trials: Sequence[FrozenTrial]) -> str:
     drawn = {axis.name for axis in parameter_axes(trials)}
     single = [name for name in parameter_names(trials) if name not in drawn]
-    return f" Left out, having one value only: {listing(single)}." if single else ""
+    return f" Left out, having one value only: {text.listing(single)}." if single else ""
 
 
 def _share(share: float) -> str:
@@ -342,16 +343,16 @@ def _share(share: float) -> str:
 def _hover(trials: Sequence[FrozenTrial], measure: Measure) -> Callable[[FrozenTrial], str]:
     detailed = len(trials) <= MAX_DETAILED_HOVER
 
-    def text(trial: FrozenTrial) -> str:
+    def shown(trial: FrozenTrial) -> str:
         lines = [
             f"<b>trial {trial.number}</b> ({STATE_WORDS[trial.state]})",
             measure.text(value_of(trial)),
         ]
         if detailed:
-            lines += [f"{escape(n)} {escape(parameter(v))}" for n, v in trial.params.items()]
+            lines += [f"{escape(n)} {escape(text.value(v))}" for n, v in trial.params.items()]
         return "<br>".join(lines)
 
-    return text
+    return shown
 
 
 STATE_WORDS = {
@@ -634,7 +635,7 @@ def _slice_points(
     values = [trial.params[axis.name] for trial in placed]
     digits = ".1f" if measure.percent else ".4g"
     return go.Scatter(
-        x=values if axis.values else [escape(parameter(value)) for value in values],
+        x=values if axis.values else [escape(text.value(value)) for value in values],
         y=[measure.plotted(value_of(trial)) for trial in placed],
         customdata=[trial.number for trial in placed],
         mode="markers",

@@ -28,6 +28,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from visweep import text
 from visweep.analysis import figures
 from visweep.analysis.document import (
     Block,
@@ -44,17 +45,7 @@ from visweep.analysis.document import (
     Tiles,
 )
 from visweep.analysis.figures import Chart, NothingToDraw
-from visweep.analysis.measure import (
-    GAP,
-    Measure,
-    duration,
-    listing,
-    memory,
-    parameter,
-    plural,
-    quantity,
-    rate,
-)
+from visweep.analysis.measure import GAP, Measure, count, duration, memory, plural
 from visweep.analysis.overview import (
     Overview,
     attribute,
@@ -174,8 +165,8 @@ def _result(overview: Overview) -> str:
 
 def _described(trial: FrozenTrial, names: Sequence[str]) -> str:
     present = [name for name in names if name in trial.params]
-    settings = [f"{name}{GAP}{parameter(trial.params[name])}" for name in present]
-    return f" with {listing(settings)}" if settings else ""
+    settings = [f"{name}{GAP}{text.value(trial.params[name])}" for name in present]
+    return f" with {text.listing(settings)}" if settings else ""
 
 
 def _comparison(overview: Overview, best: FrozenTrial) -> str:
@@ -186,11 +177,11 @@ def _comparison(overview: Overview, best: FrozenTrial) -> str:
         state = figures.STATE_WORDS[baseline.state]
         return f"The baseline, trial 0, gives no final value to compare with ({state})."
     difference = value_of(best) - value_of(baseline)
-    text = measure.difference(value_of(best), value_of(baseline)).lstrip("+−")
+    size = measure.difference(value_of(best), value_of(baseline)).lstrip("+−")
     place = "above" if difference > 0 else "below"
     return (
         f"The baseline, trial 0, reached {measure.text(value_of(baseline))}: "
-        f"the best lies {text} {place} it."
+        f"the best lies {size} {place} it."
     )
 
 
@@ -420,8 +411,8 @@ SECTIONS: tuple[Callable[[Overview], Section], ...] = (
 """The report's sections, in order."""
 
 
-def _note(text: str) -> Paragraph:
-    return Paragraph(text, role="note")
+def _note(words: str) -> Paragraph:
+    return Paragraph(words, role="note")
 
 
 def _shown(overview: Overview) -> tuple[Sequence[FrozenTrial], Measure]:
@@ -465,7 +456,7 @@ def _parameter_table(overview: Overview, compared: Sequence[FrozenTrial]) -> Tab
 
 
 def _setting(trial: FrozenTrial, name: str) -> str:
-    return parameter(trial.params[name]) if name in trial.params else MISSING
+    return text.value(trial.params[name]) if name in trial.params else MISSING
 
 
 def _headings(compared: Sequence[FrozenTrial]) -> list[str]:
@@ -502,8 +493,8 @@ def _cells(overview: Overview) -> list[tuple[str, Cell]]:
         ("training accuracy", recorded("train_accuracy", _percent)),
         (f"{measure.step}s run", lambda trial: str(epochs(trial)) if epochs(trial) else MISSING),
         ("time", recorded("seconds", duration)),
-        ("model parameters", recorded("num_params", quantity)),
-        ("images per second", recorded("images_per_second", rate)),
+        ("model parameters", recorded("num_params", count)),
+        ("images per second", recorded("images_per_second", text.rate)),
         ("peak memory", recorded("peak_memory_bytes", memory)),
     ]
 
@@ -512,8 +503,8 @@ def _final(overview: Overview, trial: FrozenTrial) -> str:
     value = shown_value(trial)
     if value is None:
         return MISSING
-    text = overview.measure.text(value)
-    return text if trial.state == TrialState.COMPLETE else f"{text} when it was stopped"
+    shown = overview.measure.text(value)
+    return shown if trial.state == TrialState.COMPLETE else f"{shown} when it was stopped"
 
 
 def _percent(value: float) -> str:
@@ -585,16 +576,16 @@ def _space_table(overview: Overview) -> list[Block]:
 def _space(overview: Overview) -> Mapping[str, Any]:
     stored = mapping(overview.identity, "space")
     if stored:
-        return {name: _read_distribution(text) for name, text in stored.items()}
+        return {name: _read_distribution(written) for name, written in stored.items()}
     return {name: d for trial in overview.trials for name, d in trial.distributions.items()}
 
 
-def _read_distribution(text: object) -> object:
+def _read_distribution(written: object) -> object:
     """The distribution, or what is stored in its place when it cannot be read."""
     try:
-        return json_to_distribution(str(text))
+        return json_to_distribution(str(written))
     except (ValueError, KeyError, TypeError):
-        return text
+        return written
 
 
 def _distribution_cells(distribution: object) -> list[str]:
@@ -642,7 +633,7 @@ def _agreed_value(values: Sequence[Any]) -> Any:
     counts = Counter(_plain(value) for value in values)
     if len(counts) == 1:
         return values[0]
-    return "; ".join(f"{text} ({plural(n, 'trial')})" for text, n in counts.most_common())
+    return "; ".join(f"{ending} ({plural(n, 'trial')})" for ending, n in counts.most_common())
 
 
 def _settings_tables(settings: Mapping[str, Any]) -> Columns:

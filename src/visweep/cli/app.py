@@ -9,9 +9,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from visweep import text
 from visweep.cli import options as opt
 from visweep.errors import UsageError
-from visweep.search import text
 from visweep.storage.overview import overview
 
 app = typer.Typer(

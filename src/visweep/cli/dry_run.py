@@ -7,9 +7,9 @@ import json
 from rich.console import Console
 from rich.table import Table
 
+from visweep import text
 from visweep.cli.prepare import Prepared
 from visweep.config import with_parameters
-from visweep.search import text
 from visweep.search.spaces import corners
 from visweep.training.cost import measure, multiply_adds
 

@@ -17,6 +17,7 @@ from visweep.search.spaces import check_space, into_space
 from visweep.storage.specification import Specification
 from visweep.storage.url import check_folder, check_sqlite_file, parse, sqlite_path
 from visweep.training.device import resolve_device, resolve_precision
+from visweep.training.fit import require_batch
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,7 @@ def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
         recipe.spaces[asked.space](asked.data.image_size)
     device = resolve_device(asked.device)
     dataset = data.load(asked.data)
-    images = len(dataset.train.labels)
-    if asked.train.batch_size > images:
-        raise UsageError(
-            f"--batch-size: {asked.train.batch_size} is larger than the training set; "
-            f"accepted: 1 to {images}"
-        )
+    require_batch(asked.train.batch_size, len(dataset.train))
     image_size = dataset.model_fields["image_size"]
     space = recipe.spaces[asked.space](image_size)
     model, train = into_space(recipe.baseline, asked.train, dataset.model_fields, space)
@@ -90,5 +86,5 @@ def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
             pruner=asked.pruner,
             seed=asked.seed,
         ),
-        data=to_device(dataset, device),
+        data=to_device(dataset, device, train.translate),
     )

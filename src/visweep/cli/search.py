@@ -8,6 +8,7 @@ import shlex
 import optuna
 from rich.console import Console
 
+from visweep import text
 from visweep.cli.options import is_default, missing_folder
 from visweep.cli.prepare import Prepared
 from visweep.errors import StorageError
@@ -44,7 +45,7 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
         epochs = prepared.specification.train.epochs
         print_summary(console, opened.study, epochs, where, images)
         if interrupt.reason:
-            _print(console, f"stopped: {interrupt.reason}. resume: {command}")
+            text.print_line(console, f"stopped: {interrupt.reason}. resume: {command}")
         return _STATUS.get(interrupt.reason, 0)
     except OSError as e:
         place = e.filename or artifact_folder(asked.storage)
@@ -59,7 +60,3 @@ def _watch(console: Console, opened: OpenStudy, prepared: Prepared, interrupt: I
         Worker(opened, prepared.data, view, interrupt).run()
     finally:
         view.close()
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False, highlight=False)

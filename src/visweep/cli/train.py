@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from visweep import data
+from visweep import data, text
 from visweep.cli.studies import opened
 from visweep.config import (
     ConvNetConfig,
@@ -22,7 +22,6 @@ from visweep.config import (
 )
 from visweep.data.resident import to_device
 from visweep.errors import DataError, UsageError, unknown_name
-from visweep.search import text
 from visweep.search.study import specification_of
 from visweep.search.summary import finished
 from visweep.training.device import resolve_device
@@ -79,15 +78,17 @@ def train_once(console: Console, wanted: Wanted) -> None:
     model = configuration.model.replace(**dataset.model_fields)
     model, train = with_parameters(model, train, _changes(wanted.changes))
     shown = {k: v for k, v in to_json(model).items() if k != "kind"}
-    _print(console, f"{model.kind} on {dataset.name} ({device}): {text.parameters(shown)}")
+    text.print_line(
+        console, f"{model.kind} on {dataset.name} ({device}): {text.parameters(shown)}"
+    )
     result = fit(
         model,
         train,
-        to_device(dataset, device),
-        on_epoch=lambda r: _print(console, _line(r, train.epochs)),
+        to_device(dataset, device, train.translate),
+        on_epoch=lambda r: text.print_line(console, _line(r, train.epochs)),
         checkpoint=wanted.checkpoint,
     )
-    _print(
+    text.print_line(
         console,
         f"{result.ended}: validation accuracy "
         f"{text.percent(result.history[-1].mean_val_accuracy)}, training accuracy "
@@ -160,7 +161,3 @@ def _line(result: EpochResult, epochs: int) -> str:
         f"{text.percent(result.mean_val_accuracy)}, training loss "
         f"{sum(result.train_loss) / len(result.train_loss):.3f}, {text.duration(seconds)}"
     )
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False, highlight=False)

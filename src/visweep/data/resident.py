@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visweep.config import TrainConfig
 from visweep.data.dataset import Dataset, Split
 from visweep.draws import Draws
 
@@ -17,15 +18,33 @@ class ResidentSplit:
     """One part of a data set on the device.
 
     Attributes:
-        images: (N, C, H, W) uint8.
+        bordered: (N, C, H + 2·margin, W + 2·margin) uint8, the images with a black border.
         labels: (N,) int64.
+        margin: width of the border, in pixels: images can be shifted so far without a copy.
     """
 
-    images: Tensor
+    bordered: Tensor
     labels: Tensor
+    margin: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def images(self) -> Tensor:
+        """(N, C, H, W) uint8; a view."""
+        return self.crops(0)[..., 0, 0, :, :]
+
+    def crops(self, translate: int) -> Tensor:
+        """(N, C, 2·translate + 1, 2·translate + 1, H, W) uint8; a view, not a copy.
+
+        Entry [n, :, y, x] is image n, cropped at offset (y, x) of a border of `translate` pixels.
+        """
+        spare = self.margin - translate
+        height, width = (length - 2 * self.margin for length in self.bordered.shape[-2:])
+        bordered = self.bordered.narrow(2, spare, height + 2 * translate)
+        bordered = bordered.narrow(3, spare, width + 2 * translate)
+        return bordered.unfold(2, height, 1).unfold(3, width, 1)
 
 
 @dataclass(frozen=True)
@@ -57,10 +76,18 @@ class ResidentData:
         return images.to(dtype).sub_(self.mean.to(dtype)).div_(self.std.to(dtype))
 
 
-def to_device(dataset: Dataset, device: torch.device) -> ResidentData:
-    """Copy a data set to the training device."""
+def to_device(
+    dataset: Dataset, device: torch.device, margin: int = TrainConfig.translate
+) -> ResidentData:
+    """Copy a data set to the training device.
+
+    Args:
+        dataset: what to copy.
+        device: where to.
+        margin: largest translation of a training image, in pixels.
+    """
     mean, std = dataset.moments
-    train = _resident(dataset.train, device)
+    train = _resident(dataset.train, device, margin)
     count = min(len(dataset.train), len(dataset.val))
     evenly = torch.linspace(0, len(train) - 1, count, device=device).round().long()
     return ResidentData(
@@ -73,10 +100,10 @@ def to_device(dataset: Dataset, device: torch.device) -> ResidentData:
     )
 
 
-def _resident(split: Split, device: torch.device) -> ResidentSplit:
-    return ResidentSplit(
-        torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).to(device)
-    )
+def _resident(split: Split, device: torch.device, margin: int = 0) -> ResidentSplit:
+    images = torch.from_numpy(split.images).to(device)
+    labels = torch.from_numpy(split.labels).to(device)
+    return ResidentSplit(F.pad(images, (margin,) * 4) if margin else images, labels, margin)
 
 
 class Augmenter:
@@ -84,28 +111,24 @@ class Augmenter:
 
     Args:
         split: the training images.
-        translate: largest shift in pixels; the border that moves in is black.
+        translate: largest shift in pixels, at most the split's margin; what moves in is black.
         flip: mirror half of the images.
     """
 
     def __init__(self, split: ResidentSplit, translate: int, flip: bool) -> None:
-        self.labels = split.labels
-        self.translate = translate
-        self.flip = flip
-        height, width = split.images.shape[-2:]
-        padded = F.pad(split.images, (translate,) * 4)
-        # A view, not a copy: [n, :, y, x] is image n, cropped at offset (y, x).
-        self._crops = padded.unfold(2, height, 1).unfold(3, width, 1)
+        self._labels = split.labels
+        self._offsets = 2 * translate + 1
+        self._flip = flip
+        self._crops = split.crops(translate)
 
     def batch(self, indices: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Images (K, B, C, H, W) uint8 and labels (K, B), for `indices` (K, B)."""
-        offsets = 2 * self.translate + 1
-        if offsets > 1:
-            shift = draws.integers(0, offsets, (indices.shape[1], 2), "shift")
+        if self._offsets > 1:
+            shift = draws.integers(0, self._offsets, (indices.shape[1], 2), "shift")
             images = self._crops[indices, :, shift[..., 0], shift[..., 1]]
         else:
             images = self._crops[indices, :, 0, 0]
-        if self.flip:
+        if self._flip:
             mirrored = draws.integers(0, 2, (indices.shape[1],), "flip").bool()
             images = torch.where(mirrored[..., None, None, None], images.flip(-1), images)
-        return images, self.labels[indices]
+        return images, self._labels[indices]

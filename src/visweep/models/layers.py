@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,13 @@ Initialiser = Callable[[Tensor, torch.Generator], object]
 
 
 class Stacked(nn.Module):
-    """A module whose parameters are drawn anew, one replica at a time."""
+    """A module whose parameters are drawn anew, one replica at a time.
+
+    Attributes:
+        decayed: the parameters that weight decay applies to, by name: the weight matrices.
+    """
+
+    decayed: ClassVar[tuple[str, ...]] = ()
 
     def init_replica(self, replica: int, generator: torch.Generator) -> None:
         """Draw the parameters of one replica from `generator`."""
@@ -38,12 +45,24 @@ def initialise(model: nn.Module, draws: Draws) -> None:
                     module.init_replica(replica, draws.generator(replica, name))
 
 
+def decayed_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that weight decay applies to, in the model's order."""
+    return [
+        getattr(module, name)
+        for module in model.modules()
+        if isinstance(module, Stacked)
+        for name in module.decayed
+    ]
+
+
 class Linear(Stacked):
     """y = x W + b for each replica: (K, N, D_in) to (K, N, D_out).
 
     The weight is (K, D_in, D_out), the transpose of `torch.nn.Linear`'s, as `torch.baddbmm`
     takes it.
     """
+
+    decayed = ("weight",)
 
     def __init__(self, replicas: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -112,6 +131,8 @@ class Conv2d(Stacked):
 
     The weight is (K, C_out, C_in, S, S). There is no bias: a batch norm follows.
     """
+
+    decayed = ("weight",)
 
     def __init__(
         self, replicas: int, in_channels: int, out_channels: int, size: int, stride: int = 1

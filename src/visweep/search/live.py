@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from visweep.search import text
+from visweep import text
 from visweep.search.watch import Progress, TrialView, Watcher
 
 _RECENT = 6
@@ -66,7 +66,7 @@ class PlainView(Watcher):
         self._print(message)
 
     def _print(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+        text.print_line(self._console, line)
 
 
 class LiveView(Watcher):

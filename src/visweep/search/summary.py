@@ -12,7 +12,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from visweep.search import text
+from visweep import text
 from visweep.storage.slots import FINISHED
 
 
@@ -74,7 +74,7 @@ def print_summary(
         f"see more:   visweep report {shlex.quote(study.study_name)}{where}",
         f"train best: visweep train --study {shlex.quote(study.study_name)}{where}{images}",
     ):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        text.print_line(console, line)
 
 
 def best_table(trials: list[FrozenTrial]) -> Table:

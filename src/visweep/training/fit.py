@@ -132,8 +132,8 @@ def fit(
         CheckpointError: the checkpoint is damaged or belongs to another run.
     """
     if isinstance(data, Dataset):
-        data = to_device(data, resolve_device(device))
-    _check_shapes(model_config, train_config, data)
+        data = to_device(data, resolve_device(device), train_config.translate)
+    _check_fit(model_config, train_config, data)
     reset_peak_memory(data.device)
     run = Run(model_config, train_config, data)
     history = run.resume(checkpoint) if checkpoint is not None and checkpoint.exists() else []
@@ -154,17 +154,30 @@ def _deliver(history: list[EpochResult], on_epoch: OnEpoch | None) -> bool:
     return stop or (bool(history) and history[-1].diverged)
 
 
-def _check_shapes(model: ModelConfig, train: TrainConfig, data: ResidentData) -> None:
+def _check_fit(model: ModelConfig, train: TrainConfig, data: ResidentData) -> None:
     for field, value in data.dataset.model_fields.items():
         if getattr(model, field) != value:
             raise UsageError(
                 f"{field}: the model has {getattr(model, field)}; "
                 f"accepted for {data.dataset.name}: {value}"
             )
-    if train.batch_size > len(data.train):
+    if train.translate > data.train.margin:
         raise UsageError(
-            f"--batch-size: {train.batch_size} is larger than the training set; "
-            f"accepted: 1 to {len(data.train)}"
+            f"translate: {train.translate} pixels, but the resident images have a border of "
+            f"{data.train.margin}; give `to_device` a larger margin"
+        )
+    require_batch(train.batch_size, len(data.train))
+
+
+def require_batch(batch_size: int, images: int) -> None:
+    """See that the training images fill one batch.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if batch_size > images:
+        raise UsageError(
+            f"--batch-size: {batch_size} is larger than the training set; accepted: 1 to {images}"
         )
 
 

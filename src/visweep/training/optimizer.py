@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from visweep.config import TrainConfig
+from visweep.models.layers import decayed_parameters
 
 
 class FlatParameters:
@@ -32,13 +33,13 @@ class FlatParameters:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-        named = list(model.named_parameters())
-        matrices = [p for name, p in named if _decays(name)]
-        others = [p for name, p in named if not _decays(name)]
+        matrices = decayed_parameters(model)
+        decaying = {id(p) for p in matrices}
+        others = [p for p in model.parameters() if id(p) not in decaying]
         self._parameters = [*matrices, *others]
-        replicas = named[0][1].shape[0]
+        replicas = self._parameters[0].shape[0]
         self.decayed = sum(p[0].numel() for p in matrices)
-        total = sum(p[0].numel() for _, p in named)
+        total = sum(p[0].numel() for p in self._parameters)
         self.values = torch.empty(replicas, total, dtype=dtype, device=device)
         self.grads = torch.zeros_like(self.values)
         start = 0
@@ -58,10 +59,6 @@ class FlatParameters:
         """Scale each replica's gradient down to `max_norm` where its norm is larger."""
         norms = torch.linalg.vector_norm(self.grads, dim=1, keepdim=True)
         self.grads.mul_((max_norm / (norms + 1e-6)).clamp_(max=1.0))
-
-
-def _decays(name: str) -> bool:
-    return name.endswith(".weight") and "norm" not in name and ".shortcut.1." not in name
 
 
 class AdamW:
