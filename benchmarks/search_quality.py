@@ -69,6 +69,7 @@ class Surrogate:
 
     def __init__(self, path: Path) -> None:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows.sort(key=lambda row: row["index"])
         self.points = [row["point"] for row in rows]
         curves = np.array([row["accuracy"] for row in rows])
         features = np.array([_features(p) for p in self.points])

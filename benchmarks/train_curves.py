@@ -3,8 +3,8 @@
     python benchmarks/train_curves.py cluttered-digits --points 100
     python benchmarks/train_curves.py fashion-mnist --points 60 --train-size 4000 --data-dir DIR
 
-Appends a line per point to benchmarks/curves/NAME.jsonl and goes on where it stopped. One thread,
-so that two of them share two cores; about 25 s a point.
+Appends a line per point to benchmarks/curves/NAME.jsonl and goes on where it stopped. One thread:
+on two cores run it twice at once, with --share 1/2 and --share 2/2; about 30 s a point.
 """
 
 from __future__ import annotations
@@ -47,14 +47,19 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=100)
     parser.add_argument("--train-size", type=int)
     parser.add_argument("--data-dir")
+    parser.add_argument("--share", default="1/1", help="train every n-th point: i/n")
     options = parser.parse_args()
+    first, step = (int(part) for part in options.share.split("/"))
     torch.set_num_threads(1)
     dataset = load(
         DataConfig(name=options.dataset, data_dir=options.data_dir, train_size=options.train_size)
     )
     path = FOLDER / f"{options.dataset}.jsonl"
-    done = len(path.read_text().splitlines()) if path.exists() else 0
-    for index in range(done, options.points):
+    lines = path.read_text().splitlines() if path.exists() else []
+    done = {json.loads(line)["index"] for line in lines}
+    for index in range(first - 1, options.points, step):
+        if index in done:
+            continue
         # The baseline comes first, as it does in a sweep.
         point = _baseline() if index == 0 else random_point(index)
         model, train = with_parameters(
@@ -64,6 +69,7 @@ def main() -> None:
         )
         result = fit(model, train, dataset, device="cpu")
         row = {
+            "index": index,
             "point": point,
             "accuracy": [round(r.mean_val_accuracy, 5) for r in result.history],
             "seconds": round(result.seconds, 2),

@@ -63,6 +63,7 @@ PROVENANCE = {
     "commit": "0a1b2c3",
     "device": "cpu",
     "host": "example",
+    "data_dir": "/images of digits",
 }
 
 

@@ -155,8 +155,12 @@ def test_counts_and_epochs_saved(page: Page, sweep: optuna.Study) -> None:
 
 
 def test_the_command_trains_the_best_again(page: Page, sweep: optuna.Study) -> None:
-    command = f"visweep train --study vit-cluttered-digits --trial {sweep.best_trial.number}"
-    assert page.text("pre") == command
+    best = sweep.best_trial.number
+    command = f"visweep train --study vit-cluttered-digits --trial {best}"
+    images = "--data-dir '/images of digits'"
+    assert page.text("pre") == f"{command} {images}"
+    elsewhere = parse(build_report(sweep, ["--storage", "sqlite:///night.db"]))
+    assert elsewhere.text("pre") == f"{command} --storage sqlite:///night.db {images}"
 
 
 def test_sections_in_order_with_a_link_each(page: Page) -> None:

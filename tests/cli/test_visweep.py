@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ import optuna
 import pytest
 
 import visweep
+from visweep.storage.engine import open_storage
+from visweep.storage.owner import this_process
+from visweep.storage.slots import Slots
 
 SMALL = ("--train-size", "300")
 
@@ -35,6 +40,20 @@ def run(launcher: Any, study: Path) -> Any:
         return process
 
     return run_it
+
+
+@contextmanager
+def held_elsewhere(file: Path) -> Iterator[None]:
+    """A fourth trial, run by a worker on another machine."""
+    storage = open_storage(f"sqlite:///{file}")
+    study = optuna.load_study(study_name="night-run", storage=storage)
+    slots = Slots(storage, study._study_id, replace(this_process(), host="workhorse/1/2"))
+    slots.set_budget(4)
+    lease = slots.take()
+    assert lease is not None
+    slots.begin(lease, study.trials[0].params, study.trials[0].distributions)
+    storage.close()
+    yield
 
 
 def trials_of(file: Path) -> list[optuna.trial.FrozenTrial]:
@@ -122,11 +141,14 @@ class TestStatus:
 
 
 class TestTrials:
-    def test_as_a_table(self, run: Any) -> None:
+    def test_as_a_table(self, run: Any, study: Path) -> None:
         shown = run("trials", "night-run")
         assert (shown.status, shown.stderr) == (0, "")
         assert shown.stdout.count("depth=") == 3
         assert "(baseline)" in shown.stdout
+        with held_elsewhere(study):
+            listed = run("trials", "night-run").stdout.splitlines()
+        assert [line.split()[5] for line in listed if "depth=" in line].count("running") == 1
 
     def test_as_comma_separated_values(self, run: Any, study: Path) -> None:
         shown = run("trials", "night-run", "--csv")
@@ -161,13 +183,15 @@ class TestTrials:
 
 
 class TestReport:
-    def test_it_writes_one_file(self, run: Any, tmp_path: Path) -> None:
+    def test_it_writes_one_file(self, run: Any, tmp_path: Path, study: Path) -> None:
         written = run("report", "night-run", cwd=tmp_path)
         assert (written.status, written.stderr) == (0, "")
         assert written.stdout == "wrote night-run.html\n"
         run("report", "night-run", "-o", tmp_path / "another.html")
         for name in ("night-run.html", "another.html"):
-            assert "night-run" in (tmp_path / name).read_text()
+            page = (tmp_path / name).read_text()
+            assert "visweep train --study night-run --trial" in page
+            assert f"--storage sqlite:///{study}" in page
 
 
 class TestDelete:
@@ -177,6 +201,14 @@ class TestDelete:
         assert "Delete 'night-run' with its 3 trials for good? [y/N]" in refused.stdout
         assert "nothing was deleted" in refused.stdout
         assert len(trials_of(study)) == 3
+
+    def test_what_another_machine_holds_is_spared(self, run: Any, study: Path) -> None:
+        with held_elsewhere(study):
+            refused = run("delete", "night-run", "--yes")
+            assert refused.status == 2
+            assert "is held by a worker on workhorse" in refused.stderr
+            assert len(trials_of(study)) == 4
+            assert run("delete", "night-run", "--yes", "--force").status == 0
 
     def test_no_answer_is_no(self, run: Any, study: Path) -> None:
         refused = run("delete", "night-run", stdin="")

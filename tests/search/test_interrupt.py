@@ -42,3 +42,12 @@ def test_the_first_reason_stands() -> None:
     interrupt.ask("`visweep stop` was called")
     interrupt.ask("interrupted")
     assert interrupt.reason == "`visweep stop` was called"
+
+
+def test_a_signal_is_heard_at_once_and_once() -> None:
+    heard: list[str] = []
+    with Interrupt(heard=heard.append).listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == ["terminated"]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == ["terminated"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from visweep.search import live
 from visweep.search.live import LiveView, Pace, PlainView, view_for
 from visweep.search.watch import Progress, TrialView, Watcher
 
@@ -72,7 +73,7 @@ def test_it_shows_how_far_the_study_is(view: LiveView, width: int) -> None:
     assert "16 of 50" in shown
     for words in ("10 complete", "6 pruned", "1 running", "1 failed"):
         assert words in re.sub(r"\s+", " ", shown.replace("│", ""))
-    assert re.search(r"about \d+ (s|min|h)", re.sub(r"\s+", " ", shown.replace("│", "")))
+    assert re.search(r"about [\d.]+ (s|min|h)", re.sub(r"\s+", " ", shown.replace("│", "")))
 
 
 def test_it_shows_the_running_trial(view: LiveView, width: int) -> None:
@@ -134,10 +135,12 @@ def test_a_diverged_or_failed_trial_does_not_break_it(view: LiveView, width: int
         trial(14, state="pruned", ended="diverged", curve=(float("nan"),)), progress(best=BEST)
     )
     view.note("[red] is no markup here")
+    view.stopping("terminated")
     shown = _words(screen(view, width))
     assert "failed" in shown
     assert "diverged" in shown
     assert "[red] is no markup here" in shown
+    assert "terminated: the running epoch is being finished" in shown
 
 
 class TestPlain:
@@ -164,6 +167,22 @@ class TestPlain:
             "patch_size=8 embed_dim=96 depth=6 num_heads=4 | best 85.1 %"
         )
         assert lines[3].startswith("[18/50] trial 2: ")
+
+    def test_slow_epochs_get_lines_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        view, file = self.lines()
+        view.advanced(trial(3, curve=(0.25,)))
+        assert file.getvalue() == ""
+        monkeypatch.setattr(live, "_QUIET_SECONDS", 0.0)
+        view.advanced(trial(3, curve=(0.25, 0.5)))
+        assert file.getvalue() == "trial 3: epoch 2 of 8, 50.0 %\n"
+
+    def test_a_stop_is_acknowledged_past_all_buffers(
+        self, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        view, file = self.lines()
+        view.stopping("interrupted")
+        assert capfd.readouterr().err.startswith("interrupted: the running epoch is being fini")
+        assert file.getvalue() == ""
 
     def test_a_note_is_a_line(self) -> None:
         view, file = self.lines(40)
@@ -202,4 +221,5 @@ def test_a_watcher_need_not_care_for_everything() -> None:
     watcher.advanced(trial(0))
     watcher.ended(trial(0), progress())
     watcher.note("note")
+    watcher.stopping("interrupted")
     watcher.close()

@@ -40,18 +40,18 @@ def study() -> optuna.Study:
     return study
 
 
-def printed(study: optuna.Study, width: int, where: str = "") -> str:
+def printed(study: optuna.Study, width: int, where: tuple[str, ...] = ()) -> str:
     file = io.StringIO()
-    print_summary(Console(file=file, width=width), study, 8, where)
+    print_summary(Console(file=file, width=width), study.study_name, study.trials, 8, where)
     return file.getvalue()
 
 
 def test_the_best_come_first_and_the_earlier_of_two_alike(study: optuna.Study) -> None:
-    assert [t.number for t in finished(study)][:4] == [1, 3, 0, 2]
+    assert [t.number for t in finished(study.trials)][:4] == [1, 3, 0, 2]
 
 
 def test_what_pruning_saved(study: optuna.Study) -> None:
-    saved = savings(finished(study), 8)
+    saved = savings(finished(study.trials), 8)
     assert (saved.epochs, saved.full) == (54, 64)
     assert saved.seconds == pytest.approx(6 * 4.0 / 2 + 4 * 2.0 / 4)
     assert savings([], 8).full == 0
@@ -59,7 +59,7 @@ def test_what_pruning_saved(study: optuna.Study) -> None:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_summary(study: optuna.Study, width: int) -> None:
-    shown = printed(study, width, " --storage sqlite:///x.db")
+    shown = printed(study, width, ("--storage", "sqlite:///x.db"))
     lines = shown.splitlines()
     assert sum("depth=4" in line for line in lines) == 5
     assert max(len(line) for line in lines[:10]) <= width
@@ -69,6 +69,14 @@ def test_the_summary(study: optuna.Study, width: int) -> None:
     assert "pruning saved 10 of 64 epochs (16 %), about 14 s" in lines
     assert "see more:   visweep report 'night run' --storage sqlite:///x.db" in lines
     assert "train best: visweep train --study 'night run' --storage sqlite:///x.db" in lines
+
+
+def test_without_pruning_there_is_no_word_of_it() -> None:
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(trial(0.5, 8))
+    shown = printed(study, 80)
+    assert "1 trial finished, 0 of them pruned; median 50.0 %" in shown
+    assert "saved" not in shown
 
 
 def test_nothing_finished_is_nothing_to_tell() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def test_it_tells_what_optuna_tells(
             for state in TrialState
             if any(t.state == state for t in study.trials)
         },
+        interrupted=0,
         best=None if best is None else (best.number, best.value or 0.0),
     )
 
@@ -74,6 +76,26 @@ def test_trials_of_other_tools_do_not_count(storage: Storage, file: Path) -> Non
     (found,) = overview(f"sqlite:///{file}")
     assert (found.finished, found.budget) == (1, 2)
     assert found.states == {"COMPLETE": 2, "WAITING": 1}
+
+
+def test_a_trial_that_nobody_holds_is_interrupted(storage: Storage, file: Path) -> None:
+    study = add(storage, "study", [])
+    study.set_user_attr(BUDGET, 4)
+    gone = replace(this_process(), boot="an earlier start of this machine")
+    elsewhere = replace(this_process(), host="another machine")
+    for owner in (this_process(), this_process(), gone, elsewhere):
+        slots = Slots(storage, study._study_id, owner)
+        slots.set_budget(4)
+        # Not `take`, which would adopt the trial of the process that is gone.
+        with storage.transaction() as connection:
+            waiting = [s for s in slots._slots(connection) if s.state == TrialState.WAITING]
+            lease = slots._lease(connection, waiting[0])
+        slots.begin(lease, {}, {})
+        if lease.number == 0:
+            slots.release(lease)
+    (found,) = overview(f"sqlite:///{file}")
+    assert found.states == {"RUNNING": 4}
+    assert found.interrupted == 2
 
 
 def test_studies_come_in_the_order_of_their_creation(storage: Storage, file: Path) -> None:

@@ -174,8 +174,12 @@ def test_the_baseline_is_read_from_model_and_training() -> None:
 
 
 def test_provenance_tells_who_ran_a_trial_with_what() -> None:
-    found = json.loads(json.dumps(provenance("cpu")))
-    assert found.keys() == {"versions", "python", "machine", "host", "device", "commit"}
+    found = json.loads(json.dumps(provenance("cpu", "images", threads=2)))
+    assert found.keys() == {
+        "versions", "python", "machine", "host", "device", "threads", "data_dir", "commit",
+    }  # fmt: skip
+    assert found["threads"] == 2
+    assert found["data_dir"] == str(Path("images").resolve())
     assert found["device"] == "cpu"
     assert {"visweep", "torch", "optuna", "sqlalchemy", "numpy"} <= found["versions"].keys()
     assert found["versions"]["optuna"] >= "5"

@@ -1,6 +1,7 @@
 """The fit loop: it learns, tells of every epoch, and says why it ended."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
-from visweep.data.dataset import Dataset
+from visweep.data.dataset import Dataset, Split
 from visweep.data.resident import to_device
 from visweep.draws import Draws
 from visweep.errors import UsageError
@@ -214,3 +215,22 @@ class TestRefused:
             "--batch-size: 87 is larger than the training set; accepted: 1 to 86"
         )
         assert not any(tmp_path.iterdir())
+
+    def test_mirroring_images_that_it_would_spoil(
+        self, vit: ViTConfig, train: TrainConfig, quadrants: Dataset
+    ) -> None:
+        letters = replace(quadrants, name="letters", may_flip=False)
+        with pytest.raises(UsageError) as refusal:
+            fit(vit, train.replace(flip=True), letters, device="cpu")
+        assert str(refusal.value) == "flip: mirrored images of letters are not of their class"
+
+    def test_one_pixel_of_one_image_has_no_variance(
+        self, train: TrainConfig, quadrants: Dataset
+    ) -> None:
+        deep = ConvNetConfig(image_size=8, num_classes=4, widths=(4, 4, 4, 4), depths=(1, 1, 1, 1))
+        with pytest.raises(UsageError, match=r"^--batch-size: 1 is too small for batch norm"):
+            fit(deep, train.replace(batch_size=1), quadrants, device="cpu")
+        flat = deep.replace(widths=(4, 4, 4), depths=(1, 1, 1))
+        whole = quadrants.train
+        some = replace(quadrants, train=Split(whole.images[:4], whole.labels[:4]))
+        assert fit(flat, train.replace(batch_size=1, epochs=1), some, device="cpu").history

@@ -107,6 +107,7 @@ class Overview:
         trials: its trials that were begun or still wait; slots closed unused are left out.
         budget: how many trials it is to finish; None when no budget is stored.
         specification: what it was created with; empty when none is stored.
+        where: options that tell other commands in which storage it lies.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Overview:
     trials: tuple[FrozenTrial, ...]
     budget: int | None
     specification: Mapping[str, Any]
+    where: Sequence[str] = ()
 
     def having(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in one of these states."""
@@ -199,8 +201,12 @@ def mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return entry if isinstance(entry, Mapping) else {}
 
 
-def read(study: optuna.Study) -> Overview:
+def read(study: optuna.Study, where: Sequence[str] = ()) -> Overview:
     """Read a study.
+
+    Args:
+        study: what to read.
+        where: options that tell other commands in which storage it lies.
 
     Raises:
         UsageError: the study has several objectives.
@@ -219,6 +225,7 @@ def read(study: optuna.Study) -> Overview:
         trials=tuple(t for t in study.get_trials(deepcopy=False) if not _never_begun(t)),
         budget=budget if isinstance(budget, int) and budget > 0 else None,
         specification=specification,
+        where=tuple(where),
     )
 
 

@@ -66,24 +66,33 @@ TOP_TRIALS = 10
 MISSING = "–"
 
 
-def build_report(study: optuna.Study) -> str:
+def build_report(study: optuna.Study, where: Sequence[str] = ()) -> str:
     """The report of a study as a complete HTML page that loads nothing else.
 
     It works for any study with one objective, whoever made it: what is not known is left out.
 
+    Args:
+        study: what to report.
+        where: options that tell `visweep train` in which storage the study lies.
+
     Raises:
         UsageError: the study has several objectives.
     """
-    return to_html(document(study))
+    return to_html(document(study, where))
 
 
-def write_report(study: optuna.Study, path: Path) -> None:
+def write_report(study: optuna.Study, path: Path, where: Sequence[str] = ()) -> None:
     """Write the report to `path`: the whole of it, or nothing.
+
+    Args:
+        study: what to report.
+        path: the file.
+        where: see `build_report`.
 
     Raises:
         UsageError: the study has several objectives, or the file cannot be written.
     """
-    page = build_report(study)
+    page = build_report(study, where)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("x", encoding="utf-8") as file:
@@ -96,9 +105,9 @@ def write_report(study: optuna.Study, path: Path) -> None:
         raise UsageError(f"report: cannot write {path}: {e.strerror}") from e
 
 
-def document(study: optuna.Study) -> Document:
+def document(study: optuna.Study, where: Sequence[str] = ()) -> Document:
     """The report's contents, before they become a page."""
-    overview = read(study)
+    overview = read(study, where)
     return Document(
         title=overview.name,
         subtitle=" · ".join(_circumstances(overview)),
@@ -434,6 +443,8 @@ def _command(overview: Overview, best: FrozenTrial) -> Block:
     if not overview.specification:
         return _note("Without a stored specification there is no command that trains it again.")
     command = ["visweep", "train", "--study", overview.name, "--trial", str(best.number)]
+    folder = mapping(best.user_attrs, "provenance").get("data_dir")
+    command += [*overview.where, *(["--data-dir", str(folder)] if folder else [])]
     return Command("Train it again:", shlex.join(command))
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from visweep import text
 from visweep.cli import options as opt
 from visweep.errors import UsageError
-from visweep.storage.overview import overview
+from visweep.storage.overview import StudyOverview, overview
 
 app = typer.Typer(
     add_completion=False,
@@ -23,6 +23,12 @@ app = typer.Typer(
 )
 
 _PIPE_WIDTH = 200
+
+
+def _console() -> Console:
+    # A pipe has no width; a row on one line is easier to search.
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
 
 Study = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")]
 
@@ -43,23 +49,34 @@ def status(
 
             raise unknown_name("STUDY", study, names)
         found = [s for s in found if s.name == study]
-    # A pipe has no width; a row on one line is easier to search.
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    console = _console()
     if not found:
         console.print("no studies yet; begin one with: python sweeps/vit_search.py --trials 50")
         return
     table = Table(header_style="bold", box=SIMPLE)
     table.add_column("study", overflow="fold")
-    for heading in ("finished", "pruned", "running", "waiting", "failed", "best"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for s in found:
-        table.add_row(
-            s.name,
-            f"{s.finished} of {s.budget}" if s.budget is not None else str(s.finished),
-            *(str(s.states.get(state, 0)) for state in ("PRUNED", "RUNNING", "WAITING", "FAIL")),
-            f"{text.percent(s.best[1])} (#{s.best[0]})" if s.best else "—",
-        )
+    rows = [_cells(s) for s in found]
+    for heading in rows[0]:
+        # Rarely anything stands there, and terminals are narrow.
+        if heading != "interrupted" or any(row[heading] != "0" for row in rows):
+            table.add_column(heading, justify="right", no_wrap=True)
+    for each, row in zip(found, rows, strict=True):
+        table.add_row(each.name, *(row[str(column.header)] for column in table.columns[1:]))
     console.print(table)
+
+
+def _cells(study: StudyOverview) -> dict[str, str]:
+    count = study.states.get
+    done = study.finished
+    return {
+        "finished": f"{done} of {study.budget}" if study.budget is not None else str(done),
+        "pruned": str(count("PRUNED", 0)),
+        "running": str(count("RUNNING", 0) - study.interrupted),
+        "interrupted": str(study.interrupted),
+        "waiting": str(count("WAITING", 0)),
+        "failed": str(count("FAIL", 0)),
+        "best": f"{text.percent(study.best[1])} (#{study.best[0]})" if study.best else "—",
+    }
 
 
 @app.command()
@@ -84,7 +101,7 @@ def report(
     if not path.parent.is_dir():
         raise UsageError(f"--output: there is no folder {path.parent}")
     with opened(storage, study) as (loaded, _):
-        write_report(loaded, path)
+        write_report(loaded, path, opt.storage_arguments(opt.storage_url(storage)))
     typer.echo(f"wrote {path}")
 
 
@@ -94,38 +111,46 @@ def trials(
     csv: Annotated[bool, typer.Option("--csv", help="As comma-separated values.")] = False,
     storage: opt.Storage = None,
 ) -> None:
-    """List the trials of a study: the finished ones best first, or with --csv all of them."""
+    """List all trials of a study: the finished ones best first, then the others."""
     from visweep.cli.studies import opened, trial_rows, write_csv
-    from visweep.search.summary import best_table, finished
+    from visweep.search.summary import finished, trial_table
+    from visweep.storage.slots import FINISHED
 
     with opened(storage, study) as (loaded, _):
         if csv:
             write_csv(trial_rows(loaded))
-        else:
-            Console().print(best_table(finished(loaded)))
+            return
+        found = loaded.get_trials(deepcopy=False)
+        others = [t for t in found if t.state not in FINISHED]
+        _console().print(trial_table([*finished(found), *others], f"trials of {study}"))
 
 
 @app.command()
 def stop(study: Study, storage: opt.Storage = None) -> None:
     """Ask a running search to stop after its current epoch; run it again to go on."""
-    from visweep.cli.studies import opened
-    from visweep.search.study import STOP
+    from visweep.cli.studies import opened, stop_study
 
-    with opened(storage, study) as (loaded, _):
-        loaded.set_user_attr(STOP, True)
-    typer.echo(f"asked {study} to stop at the end of the running epoch")
+    with opened(storage, study) as (loaded, opened_storage):
+        typer.echo(stop_study(loaded, opened_storage))
 
 
 @app.command()
 def delete(
     study: Study,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Although a worker on another machine, which may be gone, holds it."
+        ),
+    ] = False,
     storage: opt.Storage = None,
 ) -> None:
     """Delete a study, its trials and its checkpoints. Asks first."""
-    from visweep.cli.studies import delete_study, opened
+    from visweep.cli.studies import delete_study, opened, require_idle
 
     with opened(storage, study) as (loaded, opened_storage):
+        require_idle(loaded, opened_storage, elsewhere_too=not force)
         count = len(loaded.get_trials(deepcopy=False))
         question = f"Delete {study!r} with its {count} trials for good?"
         if not yes and not typer.confirm(question):

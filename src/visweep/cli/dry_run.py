@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 from rich.table import Table
@@ -11,17 +11,15 @@ from visweep import text
 from visweep.cli.prepare import Prepared
 from visweep.config import with_parameters
 from visweep.search.spaces import corners
+from visweep.storage.specification import Specification
 from visweep.training.cost import measure, multiply_adds
 
 
 def print_dry_run(console: Console, prepared: Prepared) -> None:
     """Print the specification and the cost of the smallest, middle and largest model."""
     specification, asked = prepared.specification, prepared.asked
-    console.print(f"study {prepared.name}, {asked.trials} trials", highlight=False)
-    identity = specification.identity()
-    for name, distribution in specification.space.items():
-        console.print(f"  {name:<12} {distribution}", highlight=False, markup=False)
-    console.print_json(json.dumps({n: v for n, v in identity.items() if n != "space"}))
+    for line in (f"study {prepared.name}, {asked.trials} trials", *_lines(specification)):
+        text.print_line(console, line)
     points = sorted(
         corners(specification.space, middle=True),
         key=lambda p: multiply_adds(
@@ -47,3 +45,18 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
         )
     console.print(table)
     console.print("Times were measured on a few steps of models that were thrown away.")
+
+
+def _lines(specification: Specification) -> Iterator[str]:
+    """The specification, one part a line."""
+    yield "space"
+    for name, distribution in specification.space.items():
+        yield f"  {name:<12} {distribution}"
+    for part, settings in specification.identity().items():
+        if part == "space":
+            continue
+        if not isinstance(settings, Mapping):
+            yield f"{part:<8} {settings}"
+            continue
+        given = {name: value for name, value in settings.items() if value is not None}
+        yield f"{part:<8} {text.parameters(given)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, make_url
 
 from visweep.errors import UsageError
 
@@ -139,6 +139,17 @@ def is_fresh(given: str | None) -> bool:
 def is_default(url: str) -> bool:
     """Whether a command that is given no storage would use this one."""
     return url == storage_url(None)
+
+
+def storage_arguments(url: str) -> list[str]:
+    """What tells another command to use this storage; without a password, which a page or a log
+    must not hold."""
+    if is_default(url):
+        return []
+    shown = make_url(url)
+    if shown.password is not None:
+        shown = shown._replace(password=None)
+    return ["--storage", shown.render_as_string(hide_password=False)]
 
 
 def _default_url() -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import shlex
 
 import optuna
 from rich.console import Console
 
 from visweep import text
-from visweep.cli.options import is_default, missing_folder
+from visweep.cli.options import missing_folder, storage_arguments
 from visweep.cli.prepare import Prepared
 from visweep.errors import StorageError
 from visweep.search.interrupt import Interrupt
@@ -37,13 +36,16 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
     storage = open_storage(asked.storage)
     try:
         opened = open_study(storage, prepared.name, prepared.specification, asked.trials)
-        with Interrupt(asked.timeout).listening() as interrupt:
-            _watch(console, opened, prepared, interrupt)
-        where = "" if is_default(asked.storage) else f" --storage {shlex.quote(asked.storage)}"
+        interrupt = _watch(console, opened, prepared)
         folder = asked.data.data_dir
-        images = "" if folder is None else f" --data-dir {shlex.quote(folder)}"
-        epochs = prepared.specification.train.epochs
-        print_summary(console, opened.study, epochs, where, images)
+        print_summary(
+            console,
+            opened.name,
+            opened.trials(),
+            prepared.specification.train.epochs,
+            where=storage_arguments(asked.storage),
+            images=[] if folder is None else ["--data-dir", folder],
+        )
         if interrupt.reason:
             text.print_line(console, f"stopped: {interrupt.reason}. resume: {command}")
         return _STATUS.get(interrupt.reason, 0)
@@ -54,9 +56,11 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
         storage.close()
 
 
-def _watch(console: Console, opened: OpenStudy, prepared: Prepared, interrupt: Interrupt) -> None:
+def _watch(console: Console, opened: OpenStudy, prepared: Prepared) -> Interrupt:
     view = view_for(console)
     try:
-        Worker(opened, prepared.data, view, interrupt).run()
+        with Interrupt(prepared.asked.timeout, heard=view.stopping).listening() as interrupt:
+            Worker(opened, prepared.data, view, interrupt).run()
+            return interrupt
     finally:
         view.close()

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 
 from visweep.cli.options import storage_url
 from visweep.errors import UsageError
-from visweep.search.study import checkpoints_of, load_study
+from visweep.search.study import STOP, checkpoints_of, load_study
 from visweep.storage.engine import Storage, open_storage, storage_errors
+from visweep.storage.owner import Owner
 from visweep.storage.schema import slots
 
 _ATTRIBUTES = (
@@ -35,18 +36,42 @@ def opened(storage: str | None, name: str) -> Iterator[tuple[optuna.Study, Stora
         opened_storage.close()
 
 
-def delete_study(study: optuna.Study, storage: Storage) -> None:
-    """Delete a study, its slots and its checkpoints.
+def stop_study(study: optuna.Study, storage: Storage) -> str:
+    """Ask a study's workers to stop; returns what came of it, as a line."""
+    # Even where nobody holds a trial: a worker may be between two.
+    study.set_user_attr(STOP, True)
+    if not any(_holders(storage, study._study_id)):
+        return f"nothing is running in {study.study_name}"
+    return f"asked {study.study_name} to stop at the end of the running epoch"
+
+
+def require_idle(study: optuna.Study, storage: Storage, elsewhere_too: bool) -> None:
+    """See that no worker is at a study.
+
+    Args:
+        study: the study.
+        storage: where it lies.
+        elsewhere_too: mind workers on other machines, of which cannot be told whether they live.
 
     Raises:
         UsageError: a worker is at it.
     """
-    running = _live_workers(storage, study._study_id)
-    if running:
+    here, elsewhere = _holders(storage, study._study_id)
+    name = study.study_name
+    if here:
         raise UsageError(
-            f"STUDY: {study.study_name!r} is being worked on (process {running[0]}); "
-            f"run visweep stop {study.study_name} first"
+            f"STUDY: {name!r} is being worked on (process {here[0].pid}); "
+            f"run visweep stop {name} first"
         )
+    if elsewhere and elsewhere_too:
+        raise UsageError(
+            f"STUDY: {name!r} is held by a worker on {elsewhere[0].machine}; "
+            f"run visweep stop {name} first, or give --force if that machine is gone"
+        )
+
+
+def delete_study(study: optuna.Study, storage: Storage) -> None:
+    """Delete a study, its slots and its checkpoints."""
     checkpoints = checkpoints_of(study, storage)
     study_id = study._study_id
     # In this order: slots without a study are harmless, a study without slots would begin anew.
@@ -56,15 +81,15 @@ def delete_study(study: optuna.Study, storage: Storage) -> None:
     checkpoints.discard()
 
 
-def _live_workers(storage: Storage, study_id: int) -> list[int]:
-    from visweep.storage.owner import Owner
-
+def _holders(storage: Storage, study_id: int) -> tuple[list[Owner], list[Owner]]:
+    """Who holds leases: the processes that live on this machine, and those on others."""
     query = sa.select(slots.c.owner).where(
         slots.c.study_id == study_id, slots.c.owner.is_not(None)
     )
     with storage.reading() as connection:
-        owners = [Owner.from_text(text) for text in connection.execute(query).scalars()]
-    return [owner.pid for owner in owners if not owner.is_gone()]
+        owners = {Owner.from_text(text) for text in connection.execute(query).scalars()}
+    here = [owner for owner in owners if owner.is_here() and not owner.is_gone()]
+    return here, [owner for owner in owners if not owner.is_here()]
 
 
 def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:

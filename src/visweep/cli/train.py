@@ -109,7 +109,7 @@ def _from_study(wanted: Wanted) -> _Configuration:
             raise UsageError(f"{option}: the study decides that; leave out {option} or --study")
     with opened(wanted.storage, wanted.study) as (study, _):
         specification = specification_of(study)
-        candidates = finished(study)
+        candidates = finished(study.get_trials(deepcopy=False))
         if wanted.trial is not None:
             candidates = [t for t in study.get_trials(deepcopy=False) if t.params]
             candidates = [t for t in candidates if t.number == wanted.trial]

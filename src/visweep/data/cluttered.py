@@ -35,13 +35,13 @@ class Clutter:
 
     size: int = 32
     """Height and width of an image, in pixels."""
-    digit: int = 20
+    digit: int = 16
     """Height and width of the digit, in pixels."""
-    fragments: int = 3
+    fragments: int = 2
     """Pieces of other digits in each image."""
-    fragment: int = 7
+    fragment: int = 5
     """Height and width of a piece, in pixels."""
-    noise: float = 0.1
+    noise: float = 0.05
     """Standard deviation of the pixel noise; ink is 1."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,9 +14,14 @@ class Interrupt:
 
     Args:
         seconds: stop by itself after this long; never when None.
+        heard: called at once when a signal asks to stop, from the signal's handler: it must
+            neither wait for a lock nor print through a buffer.
     """
 
-    def __init__(self, seconds: float | None = None) -> None:
+    def __init__(
+        self, seconds: float | None = None, heard: Callable[[str], None] | None = None
+    ) -> None:
+        self._on_signal = heard
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._reason = ""
 
@@ -46,4 +51,7 @@ class Interrupt:
     def _heard(self, number: int, _: FrameType | None) -> None:
         if self._reason and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.ask("interrupted" if number == signal.SIGINT else "terminated")
+        if not self._reason:
+            self.ask("interrupted" if number == signal.SIGINT else "terminated")
+            if self._on_signal is not None:
+                self._on_signal(self._reason)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -18,6 +20,9 @@ from visweep import text
 from visweep.search.watch import Progress, TrialView, Watcher
 
 _RECENT = 6
+_QUIET_SECONDS = 20.0
+"""After so long without a line a log gets one for an epoch, too."""
+_FINISHING = "the running epoch is being finished; Ctrl-C again stops at once"
 _STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 
 
@@ -42,11 +47,12 @@ class Pace:
 
 
 class PlainView(Watcher):
-    """One line per finished trial, for logs and pipes."""
+    """One line per finished trial, for logs and pipes; one per epoch where epochs take long."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._pace = Pace()
+        self._last_line = time.monotonic()
 
     def opened(self, name: str, progress: Progress) -> None:
         self._pace.start(progress)
@@ -62,11 +68,24 @@ class PlainView(Watcher):
             + (f" | {text.duration(left)} left" if left else "")
         )
 
+    def advanced(self, trial: TrialView) -> None:
+        now = time.monotonic()
+        if now - self._last_line < _QUIET_SECONDS:
+            return
+        self._print(
+            f"trial {trial.number}: epoch {len(trial.curve)} of {trial.epochs}, "
+            f"{text.percent(trial.curve[-1])}"
+        )
+
     def note(self, message: str) -> None:
         self._print(message)
 
+    def stopping(self, reason: str) -> None:
+        os.write(sys.stderr.fileno(), f"{reason}: {_FINISHING}\n".encode())
+
     def _print(self, line: str) -> None:
         text.print_line(self._console, line)
+        self._last_line = time.monotonic()
 
 
 class LiveView(Watcher):
@@ -99,6 +118,9 @@ class LiveView(Watcher):
 
     def note(self, message: str) -> None:
         self._notes.append(message)
+
+    def stopping(self, reason: str) -> None:
+        self._notes.append(f"{reason}: {_FINISHING}")
 
     def close(self) -> None:
         self._live.stop()

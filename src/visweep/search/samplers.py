@@ -79,14 +79,20 @@ SAMPLERS: Mapping[str, Callable[[int, int, int], BaseSampler]] = {
 }
 
 
-def make_sampler(name: str, study_seed: int, number: int) -> BaseSampler:
+def make_sampler(name: str, study_seed: int, number: int, branch: str = "") -> BaseSampler:
     """The sampler that proposes trial `number`.
+
+    Args:
+        branch: of a copy of the study that went its own way, so that it proposes points of its
+            own; empty for the study itself.
 
     Raises:
         UsageError: there is no sampler of that name.
     """
     if name not in SAMPLERS:
         raise unknown_name("--sampler", name, SAMPLERS)
+    if branch:
+        study_seed = seed_for(study_seed, f"branch {branch}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return SAMPLERS[name](seed_for(study_seed, "sampler", number), study_seed, number)

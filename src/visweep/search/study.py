@@ -5,14 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 
 from visweep.errors import UsageError, unknown_name
-from visweep.storage.artifacts import Checkpoints
+from visweep.storage.artifacts import Checkpoints, folder_name
 from visweep.storage.engine import Storage, artifact_folder, storage_errors
 from visweep.storage.owner import this_process
 from visweep.storage.slots import Slots
@@ -53,6 +53,11 @@ class OpenStudy:
     @property
     def name(self) -> str:
         return self.study.study_name
+
+    def trials(self) -> list[FrozenTrial]:
+        """Its trials; those that other tools added are left out."""
+        ours = self.slots.trial_ids()
+        return [t for t in self.study.get_trials(deepcopy=False) if t._trial_id in ours]
 
 
 def open_study(
@@ -141,8 +146,5 @@ def specification_of(study: optuna.Study) -> Specification:
 
 def checkpoints_of(study: optuna.Study, storage: Storage) -> Checkpoints:
     """Where a study's checkpoints lie; a deleted study of the same name had another folder."""
-    identifier = study.user_attrs.get(STUDY_ID, "unknown")
-    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in study.study_name)
     url = storage.engine.url.render_as_string(hide_password=False)
-    folder: Path = artifact_folder(url) / f"{safe[:60]}-{identifier[:8]}"
-    return Checkpoints(folder)
+    return Checkpoints(artifact_folder(url) / folder_name(study.study_name, study.user_attrs))

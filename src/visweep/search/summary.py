@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 from rich.box import SIMPLE
 from rich.console import Console
@@ -42,56 +42,78 @@ def savings(trials: list[FrozenTrial], epochs: int) -> Savings:
     return Savings(sum(run.values()), len(trials) * epochs, saved)
 
 
-def finished(study: Study) -> list[FrozenTrial]:
-    """The finished trials, best first."""
-    trials = [t for t in study.get_trials(deepcopy=False) if t.state in FINISHED]
-    return sorted(trials, key=lambda t: (-(t.value or 0.0), t.number))
+def finished(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Those that are finished, best first."""
+    ended = [t for t in trials if t.state in FINISHED]
+    return sorted(ended, key=lambda t: (-(t.value or 0.0), t.number))
 
 
 def print_summary(
-    console: Console, study: Study, epochs: int, where: str = "", images: str = ""
+    console: Console,
+    name: str,
+    trials: Iterable[FrozenTrial],
+    epochs: int,
+    where: Sequence[str] = (),
+    images: Sequence[str] = (),
 ) -> None:
     """The best five trials, what pruning saved, and how to see more.
 
     Args:
-        where: options that tell other commands where the study lies.
+        console: where to print.
+        name: of the study.
+        trials: of the study.
+        epochs: of an unpruned trial.
+        where: options that tell other commands in which storage the study lies.
         images: options that tell where its images lie.
     """
-    trials = finished(study)
-    if not trials:
+    ranked = finished(trials)
+    if not ranked:
         return
-    console.print(best_table(trials[:5]))
-    spent = savings(trials, epochs)
-    share = 1 - spent.epochs / spent.full if spent.full else 0.0
-    pruned = sum(t.state == TrialState.PRUNED for t in trials)
-    middle = median(t.value or 0.0 for t in trials)
+    console.print(trial_table(ranked[:5], "best trials"))
+    see = ["visweep", "report", name, *where]
+    again = ["visweep", "train", "--study", name, *where, *images]
     for line in (
-        f"{len(trials)} trials finished, {pruned} of them pruned; median {text.percent(middle)}",
-        f"pruning saved {spent.full - spent.epochs} of {spent.full} epochs "
-        f"({100 * share:.0f} %), about {text.duration(spent.seconds)}",
+        *_outcome(ranked, epochs),
         "The best of many is flattered by chance: train it again with other seeds before you "
         "trust it.",
-        f"see more:   visweep report {shlex.quote(study.study_name)}{where}",
-        f"train best: visweep train --study {shlex.quote(study.study_name)}{where}{images}",
+        f"see more:   {shlex.join(see)}",
+        f"train best: {shlex.join(again)}",
     ):
         text.print_line(console, line)
 
 
-def best_table(trials: list[FrozenTrial]) -> Table:
+def _outcome(trials: list[FrozenTrial], epochs: int) -> Iterator[str]:
+    pruned = sum(t.state == TrialState.PRUNED for t in trials)
+    middle = text.percent(median(t.value or 0.0 for t in trials))
+    yield f"{text.plural(len(trials), 'trial')} finished, {pruned} of them pruned; median {middle}"
+    spent = savings(trials, epochs)
+    saved = spent.full - spent.epochs
+    if saved > 0:
+        yield (
+            f"pruning saved {saved} of {spent.full} epochs ({100 * saved / spent.full:.0f} %), "
+            f"about {text.duration(spent.seconds)}"
+        )
+
+
+def trial_table(trials: Sequence[FrozenTrial], title: str) -> Table:
     """Trials as a table, one line each where the terminal is wide enough."""
-    table = Table(title="best trials", title_justify="left", header_style="bold", box=SIMPLE)
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE)
     for heading in ("trial", "accuracy", "training", "epochs", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
     table.add_column("parameters", overflow="fold")
     for trial in trials:
-        attributes = trial.user_attrs
-        baseline = " (baseline)" if trial.number == 0 else ""
-        table.add_row(
-            str(trial.number),
-            text.percent(trial.value or 0.0),
-            text.percent(attributes["train_accuracy"]) if "train_accuracy" in attributes else "—",
-            str(len(trial.intermediate_values)),
-            text.count(attributes["num_params"]) if "num_params" in attributes else "—",
-            text.parameters(trial.params) + baseline,
-        )
+        table.add_row(*_cells(trial))
     return table
+
+
+def _cells(trial: FrozenTrial) -> Iterator[str]:
+    attributes, curve = trial.user_attrs, trial.intermediate_values
+    reached = trial.value if trial.value is not None else curve.get(max(curve, default=0))
+    yield str(trial.number)
+    yield "—" if reached is None else text.percent(reached)
+    yield text.percent(attributes["train_accuracy"]) if "train_accuracy" in attributes else "—"
+    yield str(len(curve))
+    yield text.count(attributes["num_params"]) if "num_params" in attributes else "—"
+    yield trial.state.name.lower()
+    yield text.parameters(trial.params) + (" (baseline)" if trial.number == 0 else "")

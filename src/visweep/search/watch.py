@@ -72,5 +72,8 @@ class Watcher:
     def note(self, message: str) -> None:
         """Something that the user should know."""
 
+    def stopping(self, reason: str) -> None:
+        """A signal asked to stop; heard from its handler, so no lock and no buffer may be used."""
+
     def close(self) -> None:
         """Nothing more will be heard."""

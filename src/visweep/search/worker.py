@@ -11,6 +11,7 @@ from math import isfinite
 from statistics import fmean
 from typing import Any
 
+import torch
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
@@ -26,7 +27,7 @@ from visweep.search.study import STOP, OpenStudy
 from visweep.search.watch import Progress, TrialView, Watcher
 from visweep.storage.engine import DATABASE_ERRORS, storage_errors
 from visweep.storage.slots import FINISHED, Lease, LeaseLost, fixed_parameters
-from visweep.storage.specification import BUDGET, provenance
+from visweep.storage.specification import BRANCH, BUDGET, provenance
 from visweep.training.fit import EpochResult, FitResult, fit
 
 KEPT_CHECKPOINTS = 3
@@ -61,7 +62,7 @@ class Worker:
         self.interrupt = interrupt
         spec = opened.specification
         self.pruner = make_pruner(spec.pruner, spec.seed, spec.train.epochs)
-        self.provenance = provenance(str(data.device))
+        self.provenance = provenance(str(data.device), spec.data.data_dir, torch.get_num_threads())
         self._stop_asked = False
 
     def run(self) -> None:
@@ -87,8 +88,7 @@ class Worker:
 
     def progress(self) -> Progress:
         """How far the study is, all workers counted."""
-        ours = self.opened.slots.trial_ids()
-        trials = [t for t in self.opened.study.get_trials(deepcopy=False) if t._trial_id in ours]
+        trials = self.opened.trials()
         count = {state: sum(t.state == state for t in trials) for state in TrialState}
         finished = [t for t in trials if t.state in FINISHED and t.value is not None]
         best = max(finished, key=lambda t: (t.value, -t.number), default=None)
@@ -193,7 +193,8 @@ class _TrialRun:
 
     def _begin(self) -> None:
         study = self.opened.study
-        study.sampler = make_sampler(self.spec.sampler, self.spec.seed, self.lease.number)
+        branch = study.user_attrs.get(BRANCH, "")
+        study.sampler = make_sampler(self.spec.sampler, self.spec.seed, self.lease.number, branch)
         waiting = self.frozen()
         check_point(fixed_parameters(waiting), self.spec.space)
         parameters = propose(study, study.sampler, waiting, self.spec.space)
@@ -256,9 +257,7 @@ class _TrialRun:
         return {"device": str(self.worker.data.device), "provenance": self.worker.provenance}
 
     def _thin_checkpoints(self) -> None:
-        ours = self.opened.slots.trial_ids()
-        trials = self.opened.study.get_trials(deepcopy=False)
-        finished = [t for t in trials if t.state.is_finished() and t._trial_id in ours]
+        finished = [t for t in self.opened.trials() if t.state.is_finished()]
         ranked = sorted(
             (t for t in finished if t.state == TrialState.COMPLETE),
             key=lambda t: t.value or 0.0,

@@ -7,12 +7,15 @@ SQLite file is opened read-only), and imports neither Optuna nor torch.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from visweep.errors import StorageError, UsageError
+from visweep.storage import server
+from visweep.storage.owner import Owner
 from visweep.storage.url import check_sqlite_file, parse, read_only, sqlite_path, without_password
 
 _STUDIES = "SELECT study_id, study_name FROM studies ORDER BY study_id"
@@ -24,6 +27,11 @@ _FINISHED = """
     FROM trials t JOIN visweep_slots s ON s.trial_id = t.trial_id AND s.study_id = t.study_id
     WHERE t.state IN ('COMPLETE', 'PRUNED')
     GROUP BY t.study_id
+"""
+_HOLDERS = """
+    SELECT t.study_id, s.owner
+    FROM trials t JOIN visweep_slots s ON s.trial_id = t.trial_id AND s.study_id = t.study_id
+    WHERE t.state = 'RUNNING'
 """
 _BEST = """
     SELECT t.study_id, t.number, v.value
@@ -42,6 +50,7 @@ class StudyOverview:
         budget: trials that it is to finish; None if visweep did not make it.
         finished: how many of them it has finished.
         states: number of trials by Optuna's name of their state, those of other tools included.
+        interrupted: how many of the RUNNING ones no worker holds, as far as can be told from here.
         best: number and value of the best finished trial.
     """
 
@@ -49,6 +58,7 @@ class StudyOverview:
     budget: int | None
     finished: int
     states: Mapping[str, int]
+    interrupted: int
     best: tuple[int, float] | None
 
 
@@ -62,7 +72,7 @@ def overview(url: str) -> list[StudyOverview]:
     parsed = parse(url)
     path = sqlite_path(parsed)
     if path is None:
-        engine = sa.create_engine(parsed)
+        engine = server.make_engine(parsed)
     else:
         check_sqlite_file(path, must_exist=True)
         engine = sa.create_engine("sqlite://", creator=lambda: read_only(path))
@@ -75,7 +85,7 @@ def overview(url: str) -> list[StudyOverview]:
                 raise UsageError(f"--storage: {without_password(parsed)} holds no studies")
             return _read(connection)
     except sa.exc.DBAPIError as e:
-        raise StorageError(f"storage {without_password(parsed)}: {e.orig}") from e
+        raise StorageError(f"storage {without_password(parsed)}: {server.reason(e)}") from e
     finally:
         engine.dispose()
 
@@ -87,8 +97,11 @@ def _read(connection: sa.Connection) -> list[StudyOverview]:
         states.setdefault(study_id, {})[state] = number
     best = {row[0]: (row[1], row[2]) for row in connection.execute(sa.text(_BEST))}
     finished: dict[int, int] = {}
+    interrupted: Counter[int] = Counter()
     if sa.inspect(connection).has_table("visweep_slots"):
         finished = {row[0]: row[1] for row in connection.execute(sa.text(_FINISHED))}
+        for study_id, owner in connection.execute(sa.text(_HOLDERS)):
+            interrupted[study_id] += owner is None or Owner.from_text(owner).is_gone()
     overviews = []
     for study_id, name in connection.execute(sa.text(_STUDIES)):
         counts = states.get(study_id, {})
@@ -100,6 +113,7 @@ def _read(connection: sa.Connection) -> list[StudyOverview]:
                 budget=budgets.get(study_id),
                 finished=finished.get(study_id, 0) if ours else ended,
                 states=counts,
+                interrupted=interrupted[study_id],
                 best=best.get(study_id),
             )
         )

@@ -35,9 +35,18 @@ class Owner:
     def from_text(cls, text: str) -> Owner:
         return cls(**json.loads(text))
 
+    @property
+    def machine(self) -> str:
+        """The machine's name."""
+        return self.host.partition("/")[0]
+
+    def is_here(self) -> bool:
+        """Whether it is a process of this machine (and of this container)."""
+        return self.host == _host()
+
     def is_gone(self) -> bool:
         """True if this process ran on this machine and surely no longer does."""
-        if self.host != _host():
+        if not self.is_here():
             return False
         if self.boot != _boot():
             return True

@@ -26,7 +26,8 @@ from visweep.errors import SpecificationMismatch
 SPECIFICATION = "visweep:specification"
 BUDGET = "visweep:budget"
 STUDY_ID = "visweep:id"
-"""Keys of a study's user attributes."""
+BRANCH = "visweep:branch"
+"""Keys of a study's user attributes. The branch is that of a copy that may go its own way."""
 
 Space = Mapping[str, BaseDistribution]
 
@@ -104,21 +105,35 @@ def require_same(study: str, stored: Mapping[str, Any], wanted: Specification) -
     Raises:
         SpecificationMismatch: with the first field that differs and both its values.
     """
-    before, now = dict(_leaves(stored)), dict(_leaves(wanted.identity()))
+    differing = difference(stored, wanted.identity(), "was", "now")
+    if differing is not None:
+        raise SpecificationMismatch(
+            f"study {study!r}: {differing}; start another one with --study NAME"
+        )
+
+
+def difference(
+    one: Mapping[str, Any], other: Mapping[str, Any], here: str, there: str
+) -> str | None:
+    """The first field in which two identities differ, with both its values; None if in none.
+
+    Args:
+        here: a word before the value of the one, such as "was".
+        there: a word before the value of the other, such as "now".
+    """
+    before, now = dict(_leaves(one)), dict(_leaves(other))
     differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if not differing:
-        return
+        return None
     # A changed fingerprint follows from changed options, so any other field explains more.
     name = next((n for n in differing if n != "data.fingerprint"), differing[0])
     more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
     if name == "data.fingerprint":
-        message = (
+        return (
             f"the content of the data changed since it began (fingerprint {before[name][:12]}, "
             f"now {now[name][:12]})"
         )
-    else:
-        message = f"{name} was {before.get(name)!r}, now {now.get(name)!r}{more}"
-    raise SpecificationMismatch(f"study {study!r}: {message}; start another one with --study NAME")
+    return f"{name} {here} {before.get(name)!r}, {there} {now.get(name)!r}{more}"
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -129,14 +144,22 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
-def provenance(device: str) -> dict[str, Any]:
-    """Where and with what a trial is run; JSON values."""
+def provenance(device: str, data_dir: str | None = None, threads: int = 1) -> dict[str, Any]:
+    """Where and with what a trial is run; JSON values.
+
+    Args:
+        device: that trains.
+        data_dir: folder of the images, where one was given.
+        threads: of the training process; on the CPU its sums are rounded by their number.
+    """
     return {
         "versions": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "host": platform.node(),
         "device": device,
+        "threads": threads,
+        "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
         "commit": _commit(),
     }
 

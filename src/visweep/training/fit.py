@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visweep import models
-from visweep.config import ModelConfig, TrainConfig, to_json
+from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, to_json
 from visweep.data.dataset import Dataset
 from visweep.data.resident import Augmenter, ResidentData, to_device
 from visweep.draws import Draws
@@ -166,7 +166,18 @@ def _check_fit(model: ModelConfig, train: TrainConfig, data: ResidentData) -> No
             f"translate: {train.translate} pixels, but the resident images have a border of "
             f"{data.train.margin}; give `to_device` a larger margin"
         )
+    if train.flip and not data.dataset.may_flip:
+        raise UsageError(f"flip: mirrored images of {data.dataset.name} are not of their class")
     require_batch(train.batch_size, len(data.train))
+    _require_statistics(model, train.batch_size)
+
+
+def _require_statistics(model: ModelConfig, batch_size: int) -> None:
+    """Batch norm has no variance of a single value."""
+    if not isinstance(model, ConvNetConfig) or batch_size > 1:
+        return
+    if model.image_size <= 2 ** (len(model.widths) - 1):
+        raise UsageError("--batch-size: 1 is too small for batch norm over one pixel; accepted: 2")
 
 
 def require_batch(batch_size: int, images: int) -> None:
