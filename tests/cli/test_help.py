@@ -100,7 +100,7 @@ assert "Usage" in said(lambda: call(app, ["--help"]))
 for script in sys.argv[1:]:
     sys.argv = [script, "--help"]
     shown = said(lambda: runpy.run_path(script, run_name="__main__"))
-    assert "--trials" in shown and "50" in shown and "hyperband" in shown, shown
+    assert "--trials" in shown and "50" in shown and "halving" in shown, shown
     assert "python sweeps/" in shown, shown
 loaded = {"torch", "torchvision", "sklearn", "scipy"} & set(sys.modules)
 assert not loaded, loaded
@@ -126,6 +126,6 @@ def test_a_dry_run_tells_and_writes_nothing(launcher: Any, tmp_path: Path) -> No
     shown = launcher.run(SWEEPS / "convnet_search.py", *arguments, cwd=tmp_path)
     assert (shown.status, shown.stderr) == (0, "")
     assert "study convnet-cluttered-digits-small, 7 trials" in shown.stdout
-    for words in ("smallest", "middle", "largest", "fingerprint", "hyperband", "widths.0"):
+    for words in ("smallest", "middle", "largest", "fingerprint", "halving", "widths.0"):
         assert words in shown.stdout
     assert list(tmp_path.iterdir()) == []

@@ -180,7 +180,7 @@ class TestPruners:
         frozen.number = number
         return bool(pruner.prune(study, frozen))
 
-    @pytest.mark.parametrize("name", ["hyperband", "median"])
+    @pytest.mark.parametrize("name", ["halving", "hyperband", "median"])
     def test_a_bad_trial_is_stopped_and_a_good_one_is_not(self, storage: Any, name: str) -> None:
         study = study_of(storage, "study", [])
         self.curves(study, 12, 9)
@@ -189,6 +189,28 @@ class TestPruners:
         good = [self.decision(study, pruner, n, [0.9, 0.9, 0.9]) for n in range(20, 32)]
         assert any(bad)
         assert not any(good)
+
+    @pytest.mark.parametrize(("epochs", "rung"), [(3, 1), (8, 2), (20, 5)])
+    def test_halving_looks_after_a_quarter_and_spares_the_best_sixth(
+        self, epochs: int, rung: int
+    ) -> None:
+        study = optuna.create_study(direction="maximize", pruner=make_pruner("halving", 0, epochs))
+
+        def objective(trial: optuna.Trial) -> float:
+            value = trial.number * 37 % 60 / 60  # each value once
+            for epoch in range(1, epochs + 1):
+                trial.report(value, epoch)
+                if epoch < epochs and trial.should_prune():
+                    raise optuna.TrialPruned
+            return value
+
+        study.optimize(objective, n_trials=60)
+        assert {len(t.intermediate_values) for t in study.trials} == {rung, epochs}
+        for trial in study.trials:
+            earlier = [t.value for t in study.trials[: trial.number + 1]]
+            better = sum(value > trial.value for value in earlier)
+            spared = better < max(1, len(earlier) // 6)
+            assert (trial.state == TrialState.COMPLETE) == spared
 
     def test_none_stops_nothing(self, storage: Any) -> None:
         study = study_of(storage, "study", [])

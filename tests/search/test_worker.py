@@ -164,8 +164,9 @@ class TestPruning:
         assert hopeless.heard.last.pruned == 2
         assert hopeless.heard.endings[-1].state == "pruned"
 
-    def test_hyperband_prunes_and_the_budget_is_met(self, sweep: MakeSweep) -> None:
-        done = sweep(14, pruner="hyperband", train={"epochs": 9}).run()
+    @pytest.mark.parametrize("pruner", ["halving", "hyperband"])
+    def test_it_prunes_and_the_budget_is_met(self, sweep: MakeSweep, pruner: str) -> None:
+        done = sweep(14, pruner=pruner, train={"epochs": 9}).run()
         assert set(states(done)) == {"COMPLETE", "PRUNED"}
         assert len(done.trials) == 14
         assert done.trials[0].state == TrialState.COMPLETE
