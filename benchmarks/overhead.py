@@ -25,8 +25,9 @@ from visweep.cli.prepare import prepare
 from visweep.cli.search import search_until_done
 from visweep.cli.sweep import SweepOptions
 from visweep.config import DataConfig
-from visweep.search import worker
-from visweep.training.fit import EpochResult, FitResult, fit
+from visweep.search import trainer
+from visweep.training.fit import fit
+from visweep.training.results import EpochResult, FitResult
 
 
 class Stopwatch:
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--storage", help="keep the study here")
     options = parser.parse_args()
-    stopwatch = worker.fit = Stopwatch()  # type: ignore[assignment]
+    stopwatch = trainer.fit = Stopwatch()  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         url = options.storage or f"sqlite:///{folder}/studies.db"
         asked = SweepOptions(
@@ -70,7 +71,7 @@ def main() -> None:
             seeds=1,
             device="auto",
             sampler="tpe",
-            pruner="hyperband",
+            pruner="halving",
             timeout=None,
             seed=0,
         )

@@ -75,7 +75,7 @@ CANDIDATES: dict[str, Callable[[int, int], BasePruner]] = {
     **{
         f"halving-{rung}-{factor}": partial(_halving, rung, factor)
         for rung in (1, 2, 3)
-        for factor in (2, 3, 4, 6)
+        for factor in (2, 3, 4, 6, 8, 10)
     },
     **{
         f"hyperband-{least}-{factor}": partial(_hyperband, least, factor)

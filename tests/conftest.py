@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ["postgres"]
+
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 90.0
 """Seconds after which a command that should have ended is taken for hung."""

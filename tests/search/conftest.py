@@ -18,6 +18,7 @@ from visweep.config import DataConfig, TrainConfig, ViTConfig
 from visweep.data.resident import ResidentData, to_device
 from visweep.search.interrupt import Interrupt
 from visweep.search.study import OpenStudy, open_study
+from visweep.search.trainer import SharedTrainer
 from visweep.search.watch import Progress, TrialView, Watcher
 from visweep.search.worker import Worker
 from visweep.storage.engine import Storage, open_storage
@@ -173,6 +174,8 @@ def sweep(
         spec = replace(specification, **changes)
         opened = open_study(within or storage, name, spec, budget)
         heard, interrupt = heard or Recorder(), Interrupt()
-        return Sweep(opened, heard, interrupt, Worker(opened, images, heard, interrupt))
+        return Sweep(
+            opened, heard, interrupt, Worker(opened, SharedTrainer(images), heard, interrupt)
+        )
 
     return make

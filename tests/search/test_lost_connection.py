@@ -108,6 +108,28 @@ def test_a_server_that_restarts_is_waited_for(
         assert len(said) == 2
 
 
+def test_a_second_ctrl_c_ends_the_waiting(
+    postgres: Server, postgres_url: str, start: Callable[..., Run], wait_for: Any
+) -> None:
+    run = start(postgres_url, workers=1)
+    (process,) = run.processes
+    postgres.stop()
+    try:
+        wait_for(lambda: "waiting for the storage" in process.stderr, about=process)
+        process.signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert not process.ended()  # what was trained is still to be reported
+        process.signal(signal.SIGINT)
+        begun = time.monotonic()
+        process.wait()
+        assert time.monotonic() - begun < 10
+    finally:
+        postgres.start()
+    assert process.status != 0
+    again = start(postgres_url, workers=1)
+    again.complete()
+
+
 @pytest.mark.slow
 def test_a_server_that_is_away_for_longer(
     postgres: Server, postgres_url: str, start: Callable[..., Run]

@@ -13,7 +13,7 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from visweep.search import worker as worker_module
+from visweep.search import trainer as trainer_module
 from visweep.search.study import STOP
 from visweep.search.watch import TrialView
 from visweep.search.worker import KEPT_CHECKPOINTS, SweepFailed
@@ -221,7 +221,7 @@ class TestFailures:
     def test_alike_means_the_same_cause(
         self, sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real, calls = worker_module.fit, iter(range(100))
+        real, calls = trainer_module.fit, iter(range(100))
 
         def failing(*arguments: Any, **more: Any) -> Any:
             call = next(calls)
@@ -229,7 +229,7 @@ class TestFailures:
                 raise RuntimeError(f"cause {call % 2}\nwith a second line")
             return real(*arguments, **more)
 
-        monkeypatch.setattr(worker_module, "fit", failing)
+        monkeypatch.setattr(trainer_module, "fit", failing)
         done = sweep(2).run()
         assert states(done) == ["FAIL"] * 6 + ["COMPLETE"] * 2
         ended = [t.user_attrs["ended"] for t in done.trials[:2]]
@@ -238,26 +238,26 @@ class TestFailures:
     def test_in_a_row_means_in_a_row(
         self, sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real, calls = worker_module.fit, iter(range(100))
+        real, calls = trainer_module.fit, iter(range(100))
 
         def failing(*arguments: Any, **more: Any) -> Any:
             if next(calls) in (0, 1, 3, 4):
                 raise RuntimeError("the same cause")
             return real(*arguments, **more)
 
-        monkeypatch.setattr(worker_module, "fit", failing)
+        monkeypatch.setattr(trainer_module, "fit", failing)
         done = sweep(2).run()
         assert states(done) == ["FAIL", "FAIL", "COMPLETE", "FAIL", "FAIL", "COMPLETE"]
 
     def test_running_it_again_tries_again_and_stops_at_the_next_one(
         self, sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real = worker_module.fit
+        real = trainer_module.fit
 
         def failing(*arguments: Any, **more: Any) -> Any:
             raise RuntimeError("always")
 
-        monkeypatch.setattr(worker_module, "fit", failing)
+        monkeypatch.setattr(trainer_module, "fit", failing)
         for expected in (3, 4):
             made = sweep(2)
             with pytest.raises(
@@ -265,7 +265,7 @@ class TestFailures:
             ):
                 made.run()
             assert states(made).count("FAIL") == expected
-        monkeypatch.setattr(worker_module, "fit", real)
+        monkeypatch.setattr(trainer_module, "fit", real)
         done = sweep(2).run()
         assert states(done).count("COMPLETE") == 2
         assert done.opened.slots.unfinished() == 0
@@ -281,7 +281,7 @@ class TestFailures:
         def failing(*arguments: Any, **more: Any) -> Any:
             raise RuntimeError("always")
 
-        monkeypatch.setattr(worker_module, "fit", failing)
+        monkeypatch.setattr(trainer_module, "fit", failing)
         with pytest.raises(SweepFailed):
             made.run()
         assert sum("traceback" in t.user_attrs for t in made.trials) == 3

@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
+from postgres import everywhere
 from visweep.errors import StorageError
-from visweep.storage import engine
+from visweep.storage import engine, retry
 from visweep.storage.engine import Storage, artifact_folder, open_storage, storage_errors
 
 WAITING = create_trial(state=TrialState.WAITING)
@@ -56,8 +57,9 @@ storage.close()
 """
 
 
+@everywhere
 def test_no_two_processes_claim_one_waiting_trial(
-    storage: Storage, study_id: int, file: Path, launcher: Any, tmp_path: Path
+    storage: Storage, study_id: int, url: str, launcher: Any, tmp_path: Path
 ) -> None:
     # Optuna's own storage hands out trials twice here, in nearly every run.
     import time
@@ -67,7 +69,7 @@ def test_no_two_processes_claim_one_waiting_trial(
     script = tmp_path / "claim.py"
     script.write_text(CLAIMER)
     start = time.time() + 1.5
-    claimers = [launcher.start(script, f"sqlite:///{file}", start) for _ in range(4)]
+    claimers = [launcher.start(script, url, start) for _ in range(4)]
     claims = [[int(line) for line in c.wait().stdout.split()] for c in claimers]
     assert [c.stderr for c in claimers] == [""] * 4
     assert sorted(number for claim in claims for number in claim) == list(range(40))
@@ -91,21 +93,24 @@ storage.close()
 """
 
 
-def test_processes_that_make_one_file_at_once_share_it(
-    file: Path, launcher: Any, tmp_path: Path, open_file: Any
+@everywhere
+def test_processes_that_make_one_storage_at_once_share_it(
+    new_url: str, launcher: Any, tmp_path: Path, open_url: Any
 ) -> None:
     import time
 
     script = tmp_path / "ask.py"
     script.write_text(ASKER)
     start = time.time() + 1.0
-    askers = [launcher.start(script, f"sqlite:///{file}", start) for _ in range(4)]
+    askers = [launcher.start(script, new_url, start) for _ in range(4)]
     asked = [int(line) for a in askers for line in a.wait().stdout.split()]
     assert [a.stderr for a in askers] == [""] * 4
     assert sorted(asked) == list(range(32))
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    if new_url.startswith("sqlite:///"):
+        file = Path(new_url.removeprefix("sqlite:///"))
+        assert [path.name for path in file.parent.iterdir()] == [file.name]
     # Trials of several processes; each has its parameter, none was lost.
-    study = optuna.load_study(study_name="raced", storage=open_file(file))
+    study = optuna.load_study(study_name="raced", storage=open_url(new_url))
     assert all(t.params.keys() == {"x"} for t in study.trials)
 
 
@@ -199,6 +204,58 @@ def test_each_write_begins_as_one(
         assert latest == "BEGIN IMMEDIATE"
 
 
+READS = {
+    "get_study_id_from_name": lambda s, study, trial: s.get_study_id_from_name("study"),
+    "get_study_name_from_id": lambda s, study, trial: s.get_study_name_from_id(study),
+    "get_study_directions": lambda s, study, trial: s.get_study_directions(study),
+    "get_study_user_attrs": lambda s, study, trial: s.get_study_user_attrs(study),
+    "get_study_system_attrs": lambda s, study, trial: s.get_study_system_attrs(study),
+    "get_all_studies": lambda s, study, trial: s.get_all_studies(),
+    "get_all_trials": lambda s, study, trial: s.get_all_trials(study),
+    "get_trial": lambda s, study, trial: s.get_trial(trial),
+    "get_trial_user_attrs": lambda s, study, trial: s.get_trial_user_attrs(trial),
+    "get_trial_system_attrs": lambda s, study, trial: s.get_trial_system_attrs(trial),
+    "get_trial_id_from_study_id_trial_number": lambda s, study, trial: (
+        s.get_trial_id_from_study_id_trial_number(study, 0)
+    ),
+    "get_trial_number_from_id": lambda s, study, trial: s.get_trial_number_from_id(trial),
+    "get_trial_params": lambda s, study, trial: s.get_trial_params(trial),
+    "get_n_trials": lambda s, study, trial: s.get_n_trials(study),
+}
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["direct", "through Optuna's cache"])
+@pytest.mark.parametrize("name", [*WRITES, *READS])
+@everywhere
+def test_each_method_waits_for_a_database_that_is_away(
+    storage: Storage, study_id: int, trial_id: int, name: str, cached: bool
+) -> None:
+    if cached and not hasattr(optuna.storages._CachedStorage, name):
+        pytest.skip("a method of our own")
+    target = optuna.storages._CachedStorage(storage) if cached else storage
+    if name in WRITES:  # what is cached is not read again
+        target.get_all_trials(study_id)
+    failures = iter([True, True])
+
+    def fail(_: sa.Connection) -> None:
+        if next(failures, False):
+            locked = sqlite3.OperationalError("database is locked")
+            locked.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise sa.exc.OperationalError("BEGIN", {}, locked)
+
+    sa.event.listen(storage.engine, "begin", fail)
+    {**WRITES, **READS}[name](target, study_id, trial_id)
+    assert next(failures, None) is None
+
+
+def test_no_method_of_optunas_is_forgotten() -> None:
+    abstract = optuna.storages.BaseStorage
+    methods = {n for n, m in vars(abstract).items() if callable(m) and not n.startswith("_")}
+    # Those that do not ask the database, and those that ask by the methods above.
+    methods -= {"remove_session", "check_trial_is_updatable", "get_best_trial", "get_trial_param"}
+    assert methods <= WRITES.keys() | READS.keys()
+
+
 def test_closing_folds_the_log_into_the_file(
     storage: Storage, trial_id: int, file: Path, tmp_path: Path, open_file: Any
 ) -> None:
@@ -211,11 +268,12 @@ def test_closing_folds_the_log_into_the_file(
     assert open_file(copy).get_trial(trial_id).user_attrs == {"note": "durable"}
 
 
+@everywhere
 def test_other_tools_read_and_write_while_it_is_open(
-    storage: Storage, trial_id: int, file: Path
+    storage: Storage, trial_id: int, url: str
 ) -> None:
     storage.set_trial_intermediate_value(trial_id, 1, 0.5)
-    other = optuna.storages.RDBStorage(f"sqlite:///{file}")
+    other = optuna.storages.RDBStorage(url)
     try:
         study = optuna.load_study(study_name="study", storage=other)
         assert study.trials[0].intermediate_values == {1: 0.5}
@@ -226,6 +284,7 @@ def test_other_tools_read_and_write_while_it_is_open(
     assert storage.get_study_user_attrs(1) == {"seen": True}
 
 
+@everywhere
 def test_attributes_of_a_trial_are_set_together_or_not_at_all(
     storage: Storage, trial_id: int
 ) -> None:
@@ -241,6 +300,7 @@ def test_attributes_of_a_trial_are_set_together_or_not_at_all(
     }
 
 
+@everywhere
 def test_attributes_of_a_study_are_set_once(storage: Storage, study_id: int) -> None:
     assert storage.set_study_attributes_once(study_id, {"first": 1, "second": 2})
     assert not storage.set_study_attributes_once(study_id, {"first": 3, "third": 4})
@@ -251,6 +311,7 @@ class _Refused(Exception):
     pass
 
 
+@everywhere
 def test_a_failed_check_undoes_the_write_of_its_thread_alone(
     storage: Storage, trial_id: int
 ) -> None:
@@ -270,6 +331,7 @@ def test_a_failed_check_undoes_the_write_of_its_thread_alone(
     assert storage.get_trial(trial_id).user_attrs == {"k": 2, "after": 3}
 
 
+@everywhere
 def test_checks_nest(storage: Storage, trial_id: int) -> None:
     asked: list[str] = []
     with storage.fenced(lambda _: asked.append("outer")):
@@ -284,6 +346,7 @@ def test_a_lock_that_is_never_released_is_named(
     file: Path, open_file: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr(retry, "LIMIT", 0.5)
     storage = open_file(file)
     study_id = storage.create_new_study(MAXIMIZE, "study")
     with plain(file) as other:
@@ -392,6 +455,7 @@ def test_a_brace_in_a_url_is_no_template(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["{study} {0}.db"]
 
 
+@everywhere
 def test_it_is_not_carried_to_another_process(storage: Storage) -> None:
     with pytest.raises(TypeError, match="open the storage anew"):
         pickle.dumps(storage)

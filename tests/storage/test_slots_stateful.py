@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from hypothesis.stateful import (
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from postgres import Server, everywhere
 from visweep.storage.engine import Storage, open_storage
 from visweep.storage.owner import Owner
 from visweep.storage.slots import Lease, LeaseLost, Slots
@@ -40,15 +42,13 @@ class Held:
 
 
 class Machine(RuleBasedStateMachine):
-    template: Path
+    new_url: Callable[[], str]
 
     held = Bundle("held")
 
     @initialize(budget=st.integers(0, 5))
     def create(self, budget: int) -> None:
-        self.folder = Path(tempfile.mkdtemp())
-        shutil.copyfile(self.template, self.folder / "studies.db")
-        self.storage: Storage = open_storage(f"sqlite:///{self.folder}/studies.db")
+        self.storage: Storage = open_storage(type(self).new_url())
         self.study_id = optuna.create_study(storage=self.storage, study_name="s")._study_id
         owners = {name: Owner(f"host of {name}", "boot", 1, "1") for name in WORKERS}
         self.slots = {n: Slots(self.storage, self.study_id, o) for n, o in owners.items()}
@@ -65,7 +65,6 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "storage"):
             self.storage.close()
-            shutil.rmtree(self.folder)
 
     def trials(self) -> list[FrozenTrial]:
         return self.storage.get_all_trials(self.study_id, deepcopy=False)
@@ -216,10 +215,33 @@ class Machine(RuleBasedStateMachine):
         assert self.slots["ada"].unfinished() == len(left)
 
 
-def test_slots_keep_their_promises(empty_database: Path) -> None:
-    Machine.template = empty_database
+@pytest.fixture
+def new_url(
+    backend: str, tmp_path: Path, empty_database: Path, request: pytest.FixtureRequest
+) -> Callable[[], str]:
+    """Makes storages without studies."""
+    made = itertools.count()
+
+    def file() -> str:
+        path = tmp_path / f"{next(made)}.db"
+        shutil.copyfile(empty_database, path)
+        return f"sqlite:///{path}"
+
+    if backend == "sqlite":
+        return file
+    server: Server = request.getfixturevalue("postgres")
+    template: str = request.getfixturevalue("prepared_database")
+    return lambda: server.url(server.make_database(template))
+
+
+@everywhere
+def test_slots_keep_their_promises(new_url: Callable[[], str]) -> None:
+    class OfThisBackend(Machine):
+        pass
+
+    OfThisBackend.new_url = staticmethod(new_url)
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        Machine,
+        OfThisBackend,
         settings=settings(
             max_examples=15,
             stateful_step_count=30,

@@ -18,7 +18,7 @@ import pytest
 from visweep.errors import StorageError, VisweepError
 from visweep.storage.engine import open_storage
 from visweep.storage.overview import overview
-from visweep.storage.url import parse, sqlite_path, without_password
+from visweep.storage.url import apart, bare, parse, sqlite_path, without_password
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -65,19 +65,30 @@ def test_refused_urls(
     assert reason in line
 
 
-def test_a_driver_that_is_not_installed_is_named(tmp_path: Path) -> None:
-    # Which one is meant depends on the version of SQLAlchemy.
-    if _is_installed("psycopg2") or _is_installed("psycopg"):
-        pytest.skip("it is installed here")
-    line = refusal(lambda: open_storage("postgresql://user@localhost/db"), tmp_path)
-    assert "--storage: the driver for 'postgresql' is not installed" in line
-    assert "psycopg" in line
+WITHOUT_DRIVER = """
+import sys
+from visweep.errors import UsageError
+from visweep.storage.engine import open_storage
+from visweep.storage.overview import overview
+
+sys.modules["psycopg"] = None
+for function in (open_storage, overview):
+    try:
+        function("postgresql://ada:secret@localhost/db")
+    except UsageError as e:
+        print(e)
+"""
 
 
-def _is_installed(name: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(name) is not None
+def test_a_driver_that_is_not_installed_is_named() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DRIVER], capture_output=True, text=True, check=True
+    ).stdout
+    line = (
+        "--storage: the driver for PostgreSQL is not installed; run: "
+        "pip install 'visweep[postgresql]'"
+    )
+    assert said.splitlines() == [line] * 2
 
 
 def as_folder(path: Path) -> None:
@@ -134,7 +145,7 @@ def as_newer_optunas_own(path: Path) -> None:
         (as_text, "is not an SQLite file"),
         (as_nothing, "is empty (0 bytes); delete it if it never held a study"),
         (as_another_programs, "is another program's database"),
-        (as_newer_visweeps, "made by a newer visweep (schema 99, this one knows 1)"),
+        (as_newer_visweeps, "made by a newer visweep (schema 99, this one knows 2)"),
         (as_newer_optunas, "was made by a newer Optuna (schema v9.0.0.a); upgrade optuna"),
         (as_newer_optunas_own, "was made by a newer Optuna (schema v9.0.0.a); upgrade optuna"),
         (as_older_optunas, "older Optuna (schema v3.0.0.a); run: optuna storage upgrade "),
@@ -240,7 +251,62 @@ def test_what_may_not_be_written(
     )
 
 
-def test_a_password_is_not_shown() -> None:
-    url = parse("postgresql+psycopg://ada:secret@db/visweep")
-    assert "secret" not in without_password(url)
-    assert sqlite_path(url) is None
+SECRET = "pa:ss@w/rd"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://ada:pa%3Ass%40w%2Frd@db:5432/visweep",
+        "postgresql://ada:pa%3Ass%40w%2Frd@db/visweep?sslmode=require",
+        "postgres://db/visweep?user=ada&password=pa%3Ass%40w%2Frd&sslpassword=pa%3Ass%40w%2Frd",
+    ],
+)
+def test_a_password_is_not_shown(url: str) -> None:
+    parsed = parse(url)
+    assert parsed.drivername == "postgresql+psycopg"
+    assert sqlite_path(parsed) is None
+    bare_url, environment = apart(parsed)
+    assert environment == {"PGPASSWORD": SECRET}
+    for shown in (without_password(parsed), bare_url, bare(url), bare(f"--storage={url}")):
+        assert "pa%3A" not in shown
+        assert SECRET not in shown
+    assert parse(bare_url).host == "db"
+    assert parse(bare_url).query.get("sslmode") == parsed.query.get("sslmode")
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("plain", "plain"),
+        ("--storage", "--storage"),
+        ("sqlite:///a b.db", "sqlite:///a b.db"),
+        ("postgresql://ada@db/visweep", "postgresql://ada@db/visweep"),
+        ("postgresql://ada:secret@db/visweep", "postgresql://ada@db/visweep"),
+        ("--storage=postgresql://ada:secret@db/v", "--storage=postgresql://ada@db/v"),
+        ("postgresql://ada:sec@ret@db:port/v", "postgresql://ada:***@db:port/v"),
+    ],
+)
+def test_an_argument_loses_its_password_and_nothing_else(given: str, shown: str) -> None:
+    assert bare(given) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://ada:secret@db:port/visweep",
+        "postgresql:/ada:secret@db/visweep",
+        "oracle://ada:secret@db/visweep",
+        "postgresql+psycopg2://ada:secret@db/visweep",
+        "ada:secret@db/visweep",
+    ],
+)
+def test_a_refused_url_shows_no_password(url: str, tmp_path: Path) -> None:
+    line = refusal(lambda: open_storage(url), tmp_path)
+    assert line.startswith("UsageError: --storage: ")
+    assert "secret" not in line
+
+
+def test_without_a_password_there_is_nothing_to_supply() -> None:
+    url = "postgresql+psycopg://ada@db/visweep?passfile=%2Fhome%2Fada%2Fkey"
+    assert apart(parse(url)) == (url, {})

@@ -16,7 +16,8 @@ import torch
 
 from conftest import MODELS, TRAIN, make_quadrants
 from visweep.training import checkpoint
-from visweep.training.fit import EpochResult, fit
+from visweep.training.fit import fit
+from visweep.training.results import EpochResult
 
 CPU = torch.device("cpu")
 IDENTITY = {"model": "one"}

@@ -20,7 +20,8 @@ from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.errors import CheckpointError
 from visweep.training import checkpoint
-from visweep.training.fit import EpochResult, FitResult, fit
+from visweep.training.fit import fit
+from visweep.training.results import EpochResult, FitResult
 
 CPU = torch.device("cpu")
 IDENTITY = {"model": {"kind": "vit"}, "data": "abc"}

@@ -14,7 +14,8 @@ from visweep.data.dataset import Dataset, Split
 from visweep.data.resident import to_device
 from visweep.draws import Draws
 from visweep.errors import UsageError
-from visweep.training.fit import EpochResult, Run, fit
+from visweep.training.fit import Run, fit
+from visweep.training.results import EpochResult
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -5,7 +5,8 @@ import torch
 
 from visweep.config import ModelConfig, TrainConfig
 from visweep.data.dataset import Dataset
-from visweep.training.fit import FitResult, fit
+from visweep.training.fit import fit
+from visweep.training.results import FitResult
 
 
 def state(result: FitResult, k: int) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from visweep import text
+from visweep.cli import moving
 from visweep.cli import options as opt
 from visweep.errors import UsageError
 from visweep.storage.overview import StudyOverview, overview
@@ -250,3 +251,6 @@ def train(
             storage=storage,
         ),
     )
+
+
+moving.register(app)

@@ -9,6 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from visweep.errors import UsageError, VisweepError
+from visweep.storage.url import mask
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -57,6 +58,6 @@ def _message(error: TyperException, arguments: Sequence[str]) -> str:
 
 
 def _end(message: str, status: int) -> None:
-    line = " ".join(message.split())
+    line = mask(" ".join(message.split()))
     print(f"error: {line}", file=sys.stderr)
     sys.exit(status)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 
 from visweep.errors import UsageError
+from visweep.storage.url import bare
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -144,12 +145,7 @@ def is_default(url: str) -> bool:
 def storage_arguments(url: str) -> list[str]:
     """What tells another command to use this storage; without a password, which a page or a log
     must not hold."""
-    if is_default(url):
-        return []
-    shown = make_url(url)
-    if shown.password is not None:
-        shown = shown._replace(password=None)
-    return ["--storage", shown.render_as_string(hide_password=False)]
+    return [] if is_default(url) else ["--storage", bare(url)]
 
 
 def _default_url() -> str:

@@ -15,6 +15,7 @@ from visweep.search.interrupt import Interrupt
 from visweep.search.live import view_for
 from visweep.search.study import OpenStudy, open_study
 from visweep.search.summary import print_summary
+from visweep.search.trainer import SharedTrainer
 from visweep.search.worker import Worker
 from visweep.storage.engine import artifact_folder, open_storage
 
@@ -60,7 +61,7 @@ def _watch(console: Console, opened: OpenStudy, prepared: Prepared) -> Interrupt
     view = view_for(console)
     try:
         with Interrupt(prepared.asked.timeout, heard=view.stopping).listening() as interrupt:
-            Worker(opened, prepared.data, view, interrupt).run()
+            Worker(opened, SharedTrainer(prepared.data), view, interrupt).run()
             return interrupt
     finally:
         view.close()

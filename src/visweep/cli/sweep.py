@@ -14,6 +14,7 @@ from visweep.cli.errors import StoppedAtOnce, call
 from visweep.config import DataConfig, TrainConfig
 from visweep.errors import UsageError, unknown_name
 from visweep.search.recipe import Recipe
+from visweep.storage.url import bare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +111,9 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
                 "--pruner",
                 metavar="NAME",
                 rich_help_panel=opt.SEARCH,
-                help="hyperband, median or none, such as none.",
+                help="halving, hyperband, median or none, such as none.",
             ),
-        ] = "hyperband",
+        ] = "halving",
         timeout: Annotated[
             str | None,
             typer.Option(
@@ -222,4 +223,4 @@ def _check_names(recipe: Recipe, asked: SweepOptions) -> None:
 
 def _this_command() -> str:
     script = Path(sys.argv[0])
-    return f"python {shlex.join([str(script), *sys.argv[1:]])}"
+    return f"python {shlex.join([str(script), *map(bare, sys.argv[1:])])}"

@@ -25,7 +25,8 @@ from visweep.errors import DataError, UsageError, unknown_name
 from visweep.search.study import specification_of
 from visweep.search.summary import finished
 from visweep.training.device import resolve_device
-from visweep.training.fit import EpochResult, fit
+from visweep.training.fit import fit
+from visweep.training.results import EpochResult
 
 _MODELS: dict[str, ModelConfig] = {"vit": ViTConfig(), "convnet": ConvNetConfig()}
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from visweep.errors import UsageError, unknown_name
+from visweep.search.watch import Progress
 from visweep.storage.artifacts import Checkpoints, folder_name
 from visweep.storage.engine import Storage, artifact_folder, storage_errors
 from visweep.storage.owner import this_process
-from visweep.storage.slots import Slots
+from visweep.storage.slots import FINISHED, Slots
 from visweep.storage.specification import (
     BUDGET,
     SPECIFICATION,
@@ -37,7 +39,6 @@ class OpenStudy:
         study_id: Optuna's id of it.
         storage: where it lies.
         specification: its identity.
-        budget: how many trials it is to finish.
         slots: its slots, as this process sees them.
         checkpoints: where its trials keep their state.
     """
@@ -46,7 +47,6 @@ class OpenStudy:
     study_id: int
     storage: Storage
     specification: Specification
-    budget: int
     slots: Slots
     checkpoints: Checkpoints
 
@@ -58,6 +58,21 @@ class OpenStudy:
         """Its trials; those that other tools added are left out."""
         ours = self.slots.trial_ids()
         return [t for t in self.study.get_trials(deepcopy=False) if t._trial_id in ours]
+
+    def progress(self) -> Progress:
+        """How far the study is, all workers counted."""
+        trials = self.trials()
+        count = Counter(t.state for t in trials)
+        finished = [t for t in trials if t.state in FINISHED and t.value is not None]
+        best = max(finished, key=lambda t: (t.value, -t.number), default=None)
+        return Progress(
+            budget=self.study.user_attrs[BUDGET],
+            complete=count[TrialState.COMPLETE],
+            pruned=count[TrialState.PRUNED],
+            failed=count[TrialState.FAIL],
+            running=count[TrialState.RUNNING],
+            best=None if best is None else (best.number, best.value or 0.0, best.params),
+        )
 
 
 def open_study(
@@ -94,10 +109,32 @@ def open_study(
             study_id=study_id,
             storage=storage,
             specification=specification,
-            budget=budget,
             slots=slots,
             checkpoints=checkpoints_of(study, storage),
         )
+
+
+def join_study(storage: Storage, name: str, data_dir: str | None = None) -> OpenStudy:
+    """A study as one more worker of it sees it: its budget and its specification stand.
+
+    Args:
+        storage: where it lies.
+        name: of the study.
+        data_dir: folder of its images on this machine.
+
+    Raises:
+        UsageError: there is no such study, or another tool made it.
+    """
+    study = load_study(storage, name)
+    specification = specification_of(study)
+    return OpenStudy(
+        study=study,
+        study_id=study._study_id,
+        storage=storage,
+        specification=replace(specification, data=specification.data.replace(data_dir=data_dir)),
+        slots=Slots(storage, study._study_id, this_process()),
+        checkpoints=checkpoints_of(study, storage),
+    )
 
 
 def _in_stored_precision(

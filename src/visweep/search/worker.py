@@ -1,22 +1,23 @@
 """The worker: takes a slot, asks for parameters, trains, reports, prunes. Nothing else meets both
-the trainer and the storage."""
+the trainer and the storage; and even it knows no torch, so that what it promises can be tested
+without.
+"""
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from math import isfinite
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
-from visweep.config import with_parameters
-from visweep.data.resident import ResidentData
+from visweep.config import ModelConfig, TrainConfig, with_parameters
 from visweep.errors import CheckpointError, StorageError, VisweepError
 from visweep.search.heartbeat import Heartbeat
 from visweep.search.interrupt import Interrupt
@@ -24,11 +25,11 @@ from visweep.search.pruners import make_pruner
 from visweep.search.samplers import make_sampler, propose
 from visweep.search.spaces import check_point
 from visweep.search.study import STOP, OpenStudy
-from visweep.search.watch import Progress, TrialView, Watcher
+from visweep.search.watch import TrialView, Watcher
 from visweep.storage.engine import DATABASE_ERRORS, storage_errors
-from visweep.storage.slots import FINISHED, Lease, LeaseLost, fixed_parameters
+from visweep.storage.slots import Lease, LeaseLost, fixed_parameters
 from visweep.storage.specification import BRANCH, BUDGET, provenance
-from visweep.training.fit import EpochResult, FitResult, fit
+from visweep.training.results import EpochResult, FitResult, OnEpoch
 
 KEPT_CHECKPOINTS = 3
 """The best so many finished trials keep their weights."""
@@ -36,7 +37,25 @@ SAME_FAILURES = 3
 """So many trials in a row that fail for the same cause stop the sweep."""
 _POLL_SECONDS = 1.0
 
-Trainer = Callable[..., FitResult]
+
+class Trainer(ABC):
+    """What a worker trains its trials with."""
+
+    @property
+    @abstractmethod
+    def device(self) -> str:
+        """The device that it trains on."""
+
+    @property
+    @abstractmethod
+    def threads(self) -> int:
+        """How many threads of the processor it uses."""
+
+    @abstractmethod
+    def fit(
+        self, model: ModelConfig, train: TrainConfig, *, on_epoch: OnEpoch, checkpoint: Path
+    ) -> FitResult:
+        """Train one trial; see `visweep.training.fit.fit`."""
 
 
 class SweepFailed(VisweepError):
@@ -48,21 +67,21 @@ class Worker:
 
     Args:
         opened: the study.
-        data: the images, on the training device.
+        trainer: trains its trials.
         watcher: hears of every step.
         interrupt: asks to stop.
     """
 
     def __init__(
-        self, opened: OpenStudy, data: ResidentData, watcher: Watcher, interrupt: Interrupt
+        self, opened: OpenStudy, trainer: Trainer, watcher: Watcher, interrupt: Interrupt
     ) -> None:
         self.opened = opened
-        self.data = data
+        self.trainer = trainer
         self.watcher = watcher
         self.interrupt = interrupt
         spec = opened.specification
         self.pruner = make_pruner(spec.pruner, spec.seed, spec.train.epochs)
-        self.provenance = provenance(str(data.device), spec.data.data_dir, torch.get_num_threads())
+        self.provenance = provenance(trainer.device, spec.data.data_dir, trainer.threads)
         self._stop_asked = False
 
     def run(self) -> None:
@@ -72,34 +91,28 @@ class Worker:
             SweepFailed: see `SAME_FAILURES`.
             StorageError: the storage failed; every finished trial is kept.
         """
-        with storage_errors(self.opened.storage):
-            self.watcher.opened(self.opened.name, self.progress())
-            while not self._should_stop():
-                # A slot that failed is replaced, and a trial that was enqueued meanwhile gets one.
-                self.opened.slots.set_budget(self.opened.study.user_attrs[BUDGET])
-                lease = self.opened.slots.take()
-                if lease is not None:
-                    self._work_on(lease)
-                elif self.opened.slots.unfinished():
-                    # Another worker is at it; should it die, its trial can be adopted here.
-                    time.sleep(_POLL_SECONDS)
-                else:
-                    break
+        try:
+            with storage_errors(self.opened.storage):
+                self._run()
+        except BrokenPipeError:
+            raise  # whoever watched has gone
+        except OSError as e:
+            place = e.filename or self.opened.checkpoints.folder
+            raise StorageError(f"{e.strerror or e}: {place}; every finished trial is kept") from e
 
-    def progress(self) -> Progress:
-        """How far the study is, all workers counted."""
-        trials = self.opened.trials()
-        count = {state: sum(t.state == state for t in trials) for state in TrialState}
-        finished = [t for t in trials if t.state in FINISHED and t.value is not None]
-        best = max(finished, key=lambda t: (t.value, -t.number), default=None)
-        return Progress(
-            budget=self.opened.budget,
-            complete=count[TrialState.COMPLETE],
-            pruned=count[TrialState.PRUNED],
-            failed=count[TrialState.FAIL],
-            running=count[TrialState.RUNNING],
-            best=None if best is None else (best.number, best.value or 0.0, best.params),
-        )
+    def _run(self) -> None:
+        self.watcher.opened(self.opened.name, self.opened.progress())
+        while not self._should_stop():
+            # A slot that failed is replaced, and a trial that was enqueued meanwhile gets one.
+            self.opened.slots.set_budget(self.opened.study.user_attrs[BUDGET])
+            lease = self.opened.slots.take()
+            if lease is not None:
+                self._work_on(lease)
+            elif self.opened.slots.unfinished():
+                # Another worker is at it; should it die, its trial can be adopted here.
+                time.sleep(_POLL_SECONDS)
+            else:
+                break
 
     def _should_stop(self) -> bool:
         try:
@@ -162,7 +175,7 @@ class _TrialRun:
             if not self.lease.adopted:
                 self._begin()
             self.parameters = self.frozen().params
-            self.worker.watcher.began(self.view(), self.worker.progress())
+            self.worker.watcher.began(self.view(), self.opened.progress())
             result = self._fit()
         except (StorageError, LeaseLost, OSError, *DATABASE_ERRORS):
             raise
@@ -183,7 +196,7 @@ class _TrialRun:
         self._thin_checkpoints()
         failed = self.state == TrialState.FAIL
         shown = self.view(state="failed" if failed else self.state.name.lower(), ended=self.ended)
-        self.worker.watcher.ended(shown, self.worker.progress())
+        self.worker.watcher.ended(shown, self.opened.progress())
         if failed:
             if self._failed_alike() >= SAME_FAILURES:
                 raise SweepFailed(
@@ -203,16 +216,17 @@ class _TrialRun:
     def _fit(self) -> FitResult:
         model, train = with_parameters(self.spec.model, self.spec.train, self.parameters)
         checkpoint = self.opened.checkpoints.inherit(self.lease.number, self.lease.generation)
+        trainer = self.worker.trainer
         arguments: dict[str, Any] = {"on_epoch": self.on_epoch, "checkpoint": checkpoint}
         if not checkpoint.exists():
             self.opened.slots.start_over(self.lease)
         try:
-            return fit(model, train, self.worker.data, **arguments)
+            return trainer.fit(model, train, **arguments)
         except CheckpointError as e:
             self.worker.watcher.note(f"trial {self.lease.number} begins anew: {e}")
             checkpoint.unlink(missing_ok=True)
             self.opened.slots.start_over(self.lease)
-            return fit(model, train, self.worker.data, **arguments)
+            return trainer.fit(model, train, **arguments)
 
     def on_epoch(self, result: EpochResult) -> bool:
         """Report one epoch; returns True to stop, be it pruned or interrupted."""
@@ -254,7 +268,7 @@ class _TrialRun:
         self.state, self.ended = state, ended
 
     def _whereabouts(self) -> dict[str, Any]:
-        return {"device": str(self.worker.data.device), "provenance": self.worker.provenance}
+        return {"device": self.worker.trainer.device, "provenance": self.worker.provenance}
 
     def _thin_checkpoints(self) -> None:
         finished = [t for t in self.opened.trials() if t.state.is_finished()]

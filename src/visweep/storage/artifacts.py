@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
+
+from visweep.storage.specification import BRANCH, STUDY_ID
 
 _NAME = re.compile(r"trial-(\d+)\.g(\d+)\.ckpt")
+
+
+def folder_name(study: str, attributes: Mapping[str, Any]) -> str:
+    """The name of the folder that holds a study's checkpoints and artifacts.
+
+    A deleted study of the same name had another one, and so has every copy that may go its own
+    way, so that both can lie side by side.
+
+    Args:
+        study: the study's name.
+        attributes: the study's user attributes.
+    """
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in study)
+    name = f"{safe[:60]}-{str(attributes.get(STUDY_ID, 'unknown'))[:8]}"
+    branch = attributes.get(BRANCH, "")
+    return f"{name}-{hashlib.sha256(branch.encode()).hexdigest()[:8]}" if branch else name
 
 
 class Checkpoints:
@@ -41,6 +61,10 @@ class Checkpoints:
         """The newest checkpoint of a trial."""
         found = [(g, p) for n, g, p in self._found() if n == number]
         return max(found)[1] if found else None
+
+    def all(self) -> list[tuple[int, int, Path]]:
+        """Number, generation and path of every checkpoint, in this order."""
+        return sorted(self._found())
 
     def thin(self, finished: Collection[int], keep: Collection[int]) -> None:
         """Delete the checkpoints of finished trials, except those to keep."""

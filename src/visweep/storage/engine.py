@@ -1,8 +1,12 @@
-"""Optuna's relational storage, made safe for several processes on one SQLite file.
+"""Optuna's relational storage, made safe for several processes and for a database that goes away.
 
 Optuna reads a trial and then writes it, in transactions that SQLite begins as reads: two workers
 can both read WAITING and both start the trial. Here every transaction of a writing method begins
 IMMEDIATE, so that read and write are one; transactions that only read do not take the lock.
+PostgreSQL has locks of rows, which the statements themselves take.
+
+Every method waits for a database that is away (see `storage.retry`), unless its docstring says
+otherwise; what it writes is the same when it is written twice.
 """
 
 from __future__ import annotations
@@ -11,24 +15,30 @@ import json
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
+from optuna.trial import TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
-from visweep.errors import StorageError, UsageError
-from visweep.storage import schema
+from visweep.errors import StorageError, UsageError, VisweepError
+from visweep.storage import schema, server
+from visweep.storage.retry import Patience
 from visweep.storage.url import check_sqlite_file, parse, sqlite_path, without_password
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+studies: sqlalchemy.Table = models.StudyModel.__table__
+
+trials: sqlalchemy.Table = models.TrialModel.__table__
 
 user_attributes: sqlalchemy.Table = models.TrialUserAttributeModel.__table__
 
@@ -38,6 +48,35 @@ DATABASE_ERRORS = (DBAPIError, StorageInternalError)
 """What the driver raises, and what Optuna makes of it."""
 LOCK_TIMEOUT = 30
 """Seconds to wait for another process's write before giving up."""
+_CREATION = 7_239_001
+"""Key of the lock under which tables are created on a server; any number will do."""
+
+
+class TrialEnded(VisweepError):
+    """The trial is finished, so that nothing of it can be written any more."""
+
+
+def patient(method: Method) -> Method:
+    """Repeat a method while the database is away; `self.patience` knows how long.
+
+    It may happen twice, so it must be a transaction that changes nothing the second time.
+    """
+
+    @wraps(method)
+    def waiting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.patience.call(partial(method, self, *args, **kwargs))
+
+    return waiting  # type: ignore[return-value]
+
+
+def watched(method: Method) -> Method:
+    """Do not repeat a method, and remember when the database was away."""
+
+    @wraps(method)
+    def once(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.patience.once(partial(method, self, *args, **kwargs))
+
+    return once  # type: ignore[return-value]
 
 
 def _locked(method: Method) -> Method:
@@ -54,10 +93,14 @@ class Storage(RDBStorage):
 
     On SQLite it uses the write-ahead log, so that readers (a dashboard) never block the sweep,
     and full synchronisation, so that what is reported finished survives a power cut.
+
+    Attributes:
+        patience: with which its methods wait for a database that is away.
     """
 
     def __init__(self, url: str) -> None:
         self._intent = threading.local()
+        self.patience = Patience(without_password(parse(url)))
         # Optuna fills in a template; a brace in a path is none.
         template = url.replace("{", "{{").replace("}", "}}")
         try:
@@ -97,7 +140,7 @@ class Storage(RDBStorage):
 
     @contextmanager
     def transaction(self) -> Iterator[sqlalchemy.Connection]:
-        """One writing transaction: all of it happens or nothing does.
+        """One writing transaction: all of it happens or nothing does. It is not repeated.
 
         Raises:
             StorageError: the database is locked for too long, full, damaged or unreachable.
@@ -110,7 +153,7 @@ class Storage(RDBStorage):
 
     @contextmanager
     def reading(self) -> Iterator[sqlalchemy.Connection]:
-        """One consistent view of the database, which keeps nobody from writing.
+        """One consistent view of the database, which keeps nobody from writing. Not repeated.
 
         Raises:
             StorageError: the database is damaged or unreachable.
@@ -121,11 +164,16 @@ class Storage(RDBStorage):
         except DBAPIError as e:
             raise StorageError(describe(e, self.engine.url)) from e
 
+    @patient
     def set_study_attributes_once(self, study_id: int, attributes: Mapping[str, Any]) -> bool:
-        """Give a study user attributes, all or none: none if it has the first one already."""
+        """Give a study user attributes, all or none: none if it has the first one already.
+
+        Returns whether it had not; where the answer was lost, it has them from the first attempt.
+        """
         table = study_attributes
         first = next(iter(attributes))
         with self.transaction() as connection:
+            _lock_row(connection, studies.c.study_id, study_id)
             there = sqlalchemy.select(table.c.key).where(
                 table.c.study_id == study_id, table.c.key == first
             )
@@ -140,9 +188,11 @@ class Storage(RDBStorage):
             )
             return True
 
+    @patient
     def set_trial_attributes(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
         """Set several user attributes of a trial in one transaction."""
         with self.transaction() as connection:
+            _lock_row(connection, trials.c.trial_id, trial_id)
             keys = sqlalchemy.and_(
                 user_attributes.c.trial_id == trial_id,
                 user_attributes.c.key.in_(list(attributes)),
@@ -165,25 +215,92 @@ class Storage(RDBStorage):
         writes = getattr(self._intent, "write", False)
         if self.engine.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        else:
+            server.set_view(connection, lasting=not writes)
         check = getattr(self._intent, "check", None)
         if writes and check is not None:
             check(connection)
 
-    create_new_study = _locked(RDBStorage.create_new_study)
-    delete_study = _locked(RDBStorage.delete_study)
-    set_study_user_attr = _locked(RDBStorage.set_study_user_attr)
-    set_study_system_attr = _locked(RDBStorage.set_study_system_attr)
-    # Optuna's cache calls these two by their private names.
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """Change a trial's state, as Optuna does; not repeated where it claims a trial."""
+        attempts = 0
+
+        def change() -> bool:
+            nonlocal attempts
+            attempts += 1
+            try:
+                with self.writing():
+                    return RDBStorage.set_trial_state_values(self, trial_id, state, values)
+            except (TrialEnded, UpdateFinishedTrialError):
+                # Only the answer to the attempt before may have been lost.
+                if attempts == 1 or not self._ended_as(trial_id, state, values):
+                    raise
+                return True
+
+        # The second attempt to claim a trial could not tell the first one from another worker.
+        return change() if state == TrialState.RUNNING else self.patience.call(change)
+
+    def _ended_as(self, trial_id: int, state: TrialState, values: Sequence[float] | None) -> bool:
+        found = RDBStorage.get_trial(self, trial_id)
+        return found.state == state and found.values == (values and list(values))
+
+    def delete_study(self, study_id: int) -> None:
+        """Delete a study and everything in it."""
+        attempts = 0
+
+        def delete() -> None:
+            nonlocal attempts
+            attempts += 1
+            try:
+                with self.writing():
+                    RDBStorage.delete_study(self, study_id)
+            except KeyError:
+                if attempts == 1:
+                    raise
+
+        self.patience.call(delete)
+
+    # Optuna repeats this by itself, and a repeated one may leave a trial that nobody runs.
+    # Optuna's cache calls it and some others by their private names.
     _create_new_trial = _locked(RDBStorage._create_new_trial)
-    _set_trial_param = _locked(RDBStorage._set_trial_param)
-    set_trial_state_values = _locked(RDBStorage.set_trial_state_values)
-    set_trial_intermediate_value = _locked(RDBStorage.set_trial_intermediate_value)
-    set_trial_user_attr = _locked(RDBStorage.set_trial_user_attr)
-    set_trial_system_attr = _locked(RDBStorage.set_trial_system_attr)
+
+    create_new_study = patient(_locked(RDBStorage.create_new_study))
+    set_study_user_attr = patient(_locked(RDBStorage.set_study_user_attr))
+    set_study_system_attr = patient(_locked(RDBStorage.set_study_system_attr))
+    _set_trial_param = patient(_locked(RDBStorage._set_trial_param))
+    set_trial_intermediate_value = patient(_locked(RDBStorage.set_trial_intermediate_value))
+    set_trial_user_attr = patient(_locked(RDBStorage.set_trial_user_attr))
+    set_trial_system_attr = patient(_locked(RDBStorage.set_trial_system_attr))
+
+    get_study_id_from_name = patient(RDBStorage.get_study_id_from_name)
+    get_study_name_from_id = patient(RDBStorage.get_study_name_from_id)
+    get_study_directions = patient(RDBStorage.get_study_directions)
+    get_study_user_attrs = patient(RDBStorage.get_study_user_attrs)
+    get_study_system_attrs = patient(RDBStorage.get_study_system_attrs)
+    get_all_studies = patient(RDBStorage.get_all_studies)
+    get_trial = patient(RDBStorage.get_trial)
+    get_trial_user_attrs = patient(RDBStorage.get_trial_user_attrs)
+    get_trial_system_attrs = patient(RDBStorage.get_trial_system_attrs)
+    get_trial_param = patient(RDBStorage.get_trial_param)
+    get_trial_id_from_study_id_trial_number = patient(
+        RDBStorage.get_trial_id_from_study_id_trial_number
+    )
+    get_all_trials = patient(RDBStorage.get_all_trials)
+    get_best_trial = patient(RDBStorage.get_best_trial)
+    _get_trials = patient(RDBStorage._get_trials)
+
+
+def _lock_row(connection: sqlalchemy.Connection, key: sqlalchemy.Column[int], value: int) -> None:
+    """Let nobody else change what belongs to a row; on SQLite the write lock does already."""
+    connection.execute(sqlalchemy.select(key).where(key == value).with_for_update())
 
 
 def open_storage(url: str, *, must_exist: bool = False) -> Storage:
-    """Open the storage at `url`; a missing SQLite file is created unless it `must_exist`.
+    """Open the storage at `url`; what is missing is created unless it `must_exist`.
+
+    A server that cannot be reached is not waited for: the URL may be wrong.
 
     Raises:
         UsageError: the URL is not accepted, or what lies there is not ours to use.
@@ -192,17 +309,14 @@ def open_storage(url: str, *, must_exist: bool = False) -> Storage:
     parsed = parse(url)
     path = sqlite_path(parsed)
     try:
-        if path is not None:
-            check_sqlite_file(path, must_exist)
-            if path.exists():
-                schema.check(path)
-            else:
-                _create(parsed, path)
+        if path is None:
+            return _open_server(parsed, must_exist)
+        check_sqlite_file(path, must_exist)
+        if path.exists():
+            schema.check(path)
+        else:
+            _create(parsed, path)
         return Storage(url)
-    except ImportError as e:
-        raise UsageError(
-            f"--storage: the driver for {parsed.drivername!r} is not installed ({e.__cause__})"
-        ) from e
     except (*DATABASE_ERRORS, sqlite3.Error) as e:
         raise StorageError(describe(e, parsed)) from e
     except OSError as e:
@@ -211,6 +325,17 @@ def open_storage(url: str, *, must_exist: bool = False) -> Storage:
         # Optuna's own word on a schema of another version of it.
         first_line = str(e).splitlines()[0]
         raise UsageError(f"--storage {without_password(parsed)}: {first_line}") from e
+
+
+def _open_server(url: sqlalchemy.URL, must_exist: bool) -> Storage:
+    """Open a database of a server; one process at a time, since creating a table twice fails."""
+    engine = server.make_engine(url, poolclass=sqlalchemy.NullPool)
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(_CREATION)))
+        tables = sqlalchemy.inspect(connection)
+        if must_exist and not tables.has_table(models.StudyModel.__tablename__):
+            raise UsageError(f"--storage: {without_password(url)} holds no studies")
+        return Storage(url.render_as_string(hide_password=False))
 
 
 def _create(url: sqlalchemy.URL, path: Path) -> None:
@@ -228,11 +353,7 @@ def _create(url: sqlalchemy.URL, path: Path) -> None:
 
 def describe(error: BaseException, url: sqlalchemy.URL) -> str:
     """One line that says what is wrong with the storage, from the driver's own words."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, DBAPIError):
-        cause = cause.__cause__ or cause.__context__
-    reason = str(cause.orig) if isinstance(cause, DBAPIError) else str(error)
-    return f"storage {without_password(url)}: {reason.strip().splitlines()[0]}"
+    return f"storage {without_password(url)}: {server.reason(error)}"
 
 
 @contextmanager
@@ -247,7 +368,7 @@ def storage_errors(storage: Storage) -> Iterator[None]:
 def _engine_arguments(url: str) -> dict[str, Any]:
     path = sqlite_path(parse(url))
     if path is None:
-        return {"pool_pre_ping": True}
+        return {"pool_pre_ping": True, "connect_args": server.connect_arguments(parse(url))}
     return {
         "connect_args": {"timeout": LOCK_TIMEOUT},
         "pool_events": [(_configure_sqlite, "connect")],

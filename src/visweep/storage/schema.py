@@ -5,7 +5,9 @@ Optuna owns the table `alembic_version`; ours is `visweep_version`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import uuid
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, closing
 from functools import cache
 from pathlib import Path
@@ -15,9 +17,11 @@ from alembic.script import ScriptDirectory
 from optuna.storages._rdb import models
 
 from visweep.errors import UsageError
+from visweep.storage.specification import STUDY_ID
 from visweep.storage.url import read_only
 
-VERSION = 1
+VERSION = 2
+"""What changed: 2 gave each trial that has begun a UUID, under which it is known everywhere."""
 
 metadata = sa.MetaData()
 
@@ -34,7 +38,31 @@ slots = sa.Table(
     sa.Column("generation", sa.Integer, nullable=False, server_default="0"),
     # Raised by the holder while it lives.
     sa.Column("heartbeat", sa.Integer, nullable=False, server_default="0"),
+    # Given when the trial begins, and kept wherever the study is moved; null while it waits.
+    sa.Column("uuid", sa.String(32), nullable=True),
+    sa.Index("ix_visweep_slots_study_id_uuid", "study_id", "uuid", unique=True),
 )
+
+_BEGINNINGS = uuid.UUID("6c5f0a55-2a2c-5d0c-9f5e-0f6f1f0f7b53")
+_LOCK = 0x766973
+"""An advisory lock of PostgreSQL: held while our tables are made or changed."""
+
+
+def new_uuid() -> str:
+    """The identity of a trial that begins."""
+    return uuid.uuid4().hex
+
+
+def inferred_uuid(study: str, number: int, parameters: Iterable[tuple[str, float | None]]) -> str:
+    """The identity of a trial that began without one: the same in every copy of the study.
+
+    Args:
+        study: the study attribute `visweep:id`.
+        number: of the trial.
+        parameters: as they are stored; two copies may have begun a trial with different ones.
+    """
+    described = json.dumps([study, number, sorted(parameters)])
+    return uuid.uuid5(_BEGINNINGS, described).hex
 
 
 def check(path: Path) -> None:
@@ -86,15 +114,95 @@ def _revisions() -> tuple[str, ...]:
 
 
 def prepare(engine: sa.Engine, writing: Callable[[], AbstractContextManager[None]]) -> None:
-    """Create our tables where they are missing.
+    """Create our tables where they are missing; bring those of an older visweep up to date.
+
+    Either happens in one transaction: whole, or not at all.
 
     Raises:
         UsageError: they were made by a newer visweep.
     """
-    if not sa.inspect(engine).has_table(version.name):
-        with writing(), engine.begin() as connection:
-            metadata.create_all(connection)
-            if connection.execute(sa.select(version)).first() is None:
-                connection.execute(sa.insert(version).values(version=VERSION))
     with engine.connect() as connection:
-        _require_known(connection.execute(sa.select(version.c.version)).scalar_one())
+        found = _found(connection)
+    if found != VERSION:
+        with writing(), engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+            _bring_up_to_date(connection)
+
+
+def _found(connection: sa.Connection) -> int:
+    """The version of our tables; 0 where there are none.
+
+    Raises:
+        UsageError: it is newer than this visweep.
+    """
+    inspector = sa.inspect(connection)
+    found = None
+    if inspector.has_table(version.name):
+        found = connection.execute(sa.select(version.c.version)).scalar()
+    if found is None:
+        return 1 if inspector.has_table(slots.name) and not _has_uuids(connection) else 0
+    _require_known(found)
+    return int(found)
+
+
+def _bring_up_to_date(connection: sa.Connection) -> None:
+    if _found(connection) == 1:
+        _give_uuids(connection)
+    metadata.create_all(connection)
+    connection.execute(sa.delete(version))
+    connection.execute(sa.insert(version).values(version=VERSION))
+
+
+def _has_uuids(connection: sa.Connection) -> bool:
+    return any(
+        c["name"] == slots.c.uuid.name for c in sa.inspect(connection).get_columns(slots.name)
+    )
+
+
+def _give_uuids(connection: sa.Connection) -> None:
+    """From version 1 to 2."""
+    if not _has_uuids(connection):
+        connection.exec_driver_sql(f"ALTER TABLE {slots.name} ADD COLUMN uuid VARCHAR(32)")
+    for index in slots.indexes:
+        index.create(connection, checkfirst=True)
+    begun = missing_uuids(connection)
+    if begun:
+        connection.execute(
+            sa.update(slots).where(slots.c.trial_id == sa.bindparam("trial")),
+            [{"trial": trial_id, "uuid": identity} for trial_id, identity in begun.items()],
+        )
+
+
+def missing_uuids(connection: sa.Connection) -> dict[int, str]:
+    """By trial id, the inferred identities of the trials that have begun and have none."""
+    trials, parameters = models.TrialModel.__table__, models.TrialParamModel.__table__
+    attributes = models.StudyUserAttributeModel.__table__
+    rows = connection.execute(
+        sa.select(
+            trials.c.trial_id,
+            trials.c.number,
+            attributes.c.value_json,
+            parameters.c.param_name,
+            parameters.c.param_value,
+        )
+        .select_from(slots)
+        .join(
+            trials,
+            sa.and_(trials.c.trial_id == slots.c.trial_id, trials.c.study_id == slots.c.study_id),
+        )
+        .join(
+            attributes,
+            sa.and_(attributes.c.study_id == slots.c.study_id, attributes.c.key == STUDY_ID),
+        )
+        # Parameters are written when a trial begins, so that one without has not.
+        .join(parameters, parameters.c.trial_id == trials.c.trial_id)
+        .where(slots.c.uuid.is_(None))
+    )
+    begun: dict[tuple[int, int, str], list[tuple[str, float | None]]] = {}
+    for trial_id, number, study, name, value in rows:
+        begun.setdefault((trial_id, number, json.loads(study)), []).append((name, value))
+    return {
+        trial_id: inferred_uuid(study, number, values)
+        for (trial_id, number, study), values in begun.items()
+    }

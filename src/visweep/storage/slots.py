@@ -22,9 +22,9 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from visweep.errors import VisweepError
-from visweep.storage.engine import Storage
+from visweep.storage.engine import Storage, TrialEnded, patient, watched
 from visweep.storage.owner import Owner
-from visweep.storage.schema import slots
+from visweep.storage.schema import new_uuid, slots
 
 studies: sa.Table = models.StudyModel.__table__
 trials: sa.Table = models.TrialModel.__table__
@@ -51,6 +51,10 @@ _RUNG = "completed_rung_"
 
 class LeaseLost(VisweepError):
     """Another worker has adopted the trial; whatever this one still does would not count."""
+
+
+class EndedElsewhere(LeaseLost, TrialEnded):
+    """Another tool has finished the trial, or this worker in an attempt before."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +102,14 @@ class Slots:
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self._storage = storage
+        self.patience = storage.patience
         self._study_id = study_id
         self._owner = owner
         self._lease_seconds = lease_seconds
         # No clocks of two machines are compared: a heartbeat is timed by who watches it.
         self._seen: dict[int, tuple[tuple[int, int], float]] = {}
 
+    @patient
     def set_budget(self, budget: int, first: Mapping[str, Any] | None = None) -> None:
         """Make it exactly `budget` slots, as far as that removes no trial that was started.
 
@@ -122,6 +128,7 @@ class Slots:
             for _ in range(-surplus):
                 self._add(connection, first if not self._has_trials(connection) else None)
 
+    @patient
     def take(self) -> Lease | None:
         """Lease a slot: first of a trial whose worker died, else the next waiting one.
 
@@ -130,21 +137,24 @@ class Slots:
         with self._storage.transaction() as connection:
             self._lock_study(connection)
             for slot in self._unfinished(connection):
-                if self._is_free(slot):
+                if self._is_free(slot) and self._lock(connection, slot):
                     return self._lease(connection, slot)
         return None
 
+    @patient
     def unfinished(self) -> int:
         """How many slots still wait or run, whoever holds them."""
         with self._storage.reading() as connection:
             return len(self._unfinished(connection))
 
+    @patient
     def trial_ids(self) -> set[int]:
         """The trials that have a slot; others were added by other tools."""
         query = sa.select(slots.c.trial_id).where(slots.c.study_id == self._study_id)
         with self._storage.reading() as connection:
             return set(connection.execute(query).scalars())
 
+    @patient
     def begin(
         self,
         lease: Lease,
@@ -152,6 +162,8 @@ class Slots:
         space: Mapping[str, BaseDistribution],
     ) -> None:
         """Write a leased trial's parameters and set it RUNNING, in one transaction.
+
+        From then on the trial has an identity of its own, wherever the study is moved.
 
         Raises:
             LeaseLost: the lease is no longer held.
@@ -173,7 +185,13 @@ class Slots:
                 .where(trials.c.trial_id == lease.trial_id)
                 .values(state=TrialState.RUNNING, datetime_start=_utc_now())
             )
+            connection.execute(
+                sa.update(slots)
+                .where(slots.c.trial_id == lease.trial_id)
+                .values(uuid=sa.func.coalesce(slots.c.uuid, new_uuid()))
+            )
 
+    @patient
     def start_over(self, lease: Lease) -> None:
         """Forget what was reported of a trial that has to be trained from its first epoch again.
 
@@ -194,8 +212,9 @@ class Slots:
         """Whatever this thread writes in here raises `LeaseLost`, unless it holds the lease."""
         return self._storage.fenced(lambda connection: self._require(connection, lease))
 
+    @watched
     def renew(self, lease: Lease) -> None:
-        """Show that this worker lives.
+        """Show that this worker lives; not repeated while the database is away: call it again.
 
         Raises:
             LeaseLost: the lease is no longer held.
@@ -208,6 +227,7 @@ class Slots:
                 .values(heartbeat=slots.c.heartbeat + 1)
             )
 
+    @patient
     def release(self, lease: Lease) -> None:
         """Give the slot back; the trial can be leased again at once."""
         with self._storage.transaction() as connection:
@@ -229,7 +249,7 @@ class Slots:
         if (held.generation, held.owner) != (lease.generation, self._owner.to_text()):
             raise LeaseLost(f"trial {lease.number} was adopted by another worker")
         if held.state.is_finished():
-            raise LeaseLost(f"trial {lease.number} was finished by another tool")
+            raise EndedElsewhere(f"trial {lease.number} was finished by another tool")
 
     def _slots(self, connection: sa.Connection) -> list[_Slot]:
         rows = connection.execute(
@@ -270,7 +290,21 @@ class Slots:
         if seen != beat:
             self._seen[slot.trial_id] = (beat, time.monotonic())
             return False
+        since = max(since, self.patience.watching_since())
         return time.monotonic() - since > self._lease_seconds
+
+    def _lock(self, connection: sa.Connection, slot: _Slot) -> bool:
+        """Whether the slot is still as it was seen; if so, it stays so in this transaction.
+
+        Its holder renews, reports and finishes without the lock of the study.
+        """
+        found = connection.execute(
+            sa.select(slots.c.generation, slots.c.heartbeat, trials.c.state)
+            .join(trials, trials.c.trial_id == slots.c.trial_id)
+            .where(slots.c.trial_id == slot.trial_id)
+            .with_for_update()
+        ).first()
+        return found is not None and tuple(found) == (slot.generation, slot.heartbeat, slot.state)
 
     def _lease(self, connection: sa.Connection, slot: _Slot) -> Lease:
         generation = slot.generation + 1
@@ -346,6 +380,8 @@ class Slots:
         ]
         waiting.sort(key=lambda s: (s.trial_id in enqueued, -s.number))
         for slot in waiting[:surplus]:
+            if not self._lock(connection, slot):
+                continue
             connection.execute(sa.delete(slots).where(slots.c.trial_id == slot.trial_id))
             if slot.trial_id in enqueued:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from pathlib import Path
 
@@ -10,8 +11,14 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from visweep.errors import UsageError
+from visweep.storage.filesystem import refuse_network
 
 SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
+_POSTGRESQL = "postgresql+psycopg"
+_SAME = {"postgresql": _POSTGRESQL, "postgres": _POSTGRESQL}
+"""Other spellings; `postgres` is libpq's own."""
+_CREDENTIALS = re.compile(r"(\w:/+[^\s:/@]*:)\S*(?=@)")
+_SECRET_QUERY = re.compile(r"([?&]\w*password=)[^&\s'\"]+", re.IGNORECASE)
 _HEADER = b"SQLite format 3\x00"
 
 
@@ -23,11 +30,14 @@ def parse(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
+        # Without a grammar there is no telling where a password begins.
+        shown = f"***@{url.rpartition('@')[2]}" if "@" in url else url
         raise UsageError(
-            f"--storage: {url!r} is not a URL; accepted: sqlite:///FILE or "
-            "postgresql+psycopg://USER@HOST/DATABASE"
+            f"--storage: {shown!r} is not a URL; accepted: sqlite:///FILE or "
+            "postgresql://USER@HOST/DATABASE"
         ) from None
+    parsed = parsed.set(drivername=_SAME.get(parsed.drivername, parsed.drivername))
     if parsed.drivername not in SCHEMES:
         raise UsageError(
             f"--storage: unknown scheme {parsed.drivername!r}; accepted: {', '.join(SCHEMES)}"
@@ -46,7 +56,46 @@ def sqlite_path(url: URL) -> Path | None:
 
 def without_password(url: URL) -> str:
     """The URL as it may be shown."""
-    return url.render_as_string(hide_password=True)
+    hidden = {name: "***" for name in url.query if _is_secret(name)}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def apart(url: URL) -> tuple[str, dict[str, str]]:
+    """A URL that holds no password, and the environment that supplies it.
+
+    The first may stand in the arguments of a command, which everyone on the machine can read;
+    the second is for the child processes of this one.
+    """
+    password = url.query.get("password", url.password)
+    bare = url._replace(password=None)
+    bare = bare.difference_update_query([name for name in url.query if _is_secret(name)])
+    environment = {} if password is None else {"PGPASSWORD": str(password)}
+    return bare.render_as_string(hide_password=False), environment
+
+
+def bare(argument: str) -> str:
+    """An argument of a command line as it may be shown: a URL loses its password.
+
+    The command still works where the password is in PGPASSWORD or in a password file.
+    """
+    option, equals, value = argument.partition("=")
+    if equals and option.startswith("--"):
+        return f"{option}={bare(value)}"
+    if mask(argument) == argument:
+        return argument
+    try:
+        return apart(make_url(argument))[0]
+    except (ArgumentError, ValueError):
+        return mask(argument)
+
+
+def mask(text: str) -> str:
+    """A text in which no URL shows its password."""
+    return _SECRET_QUERY.sub(r"\g<1>***", _CREDENTIALS.sub(r"\g<1>***", text))
+
+
+def _is_secret(name: str) -> bool:
+    return "password" in name.lower()
 
 
 def check_sqlite_file(path: Path, must_exist: bool) -> None:
@@ -55,6 +104,7 @@ def check_sqlite_file(path: Path, must_exist: bool) -> None:
     Raises:
         UsageError: it is something else, or its folder is missing or cannot be written.
     """
+    refuse_network(path)
     if not path.exists():
         if must_exist:
             raise UsageError(f"--storage: there is no file {path}")
@@ -68,15 +118,21 @@ def check_sqlite_file(path: Path, must_exist: bool) -> None:
         header = file.read(len(_HEADER))
     # SQLite itself takes an empty file for a new database, and a truncated study for an empty one.
     if not header:
-        raise UsageError(
-            f"--storage: {path} is empty (0 bytes); delete it if it never held a study"
-        )
+        raise UsageError(f"--storage: {path} is empty (0 bytes); {_why_empty(path)}")
     if header != _HEADER:
         raise UsageError(f"--storage: {path} is not an SQLite file")
     if not must_exist:
         check_folder(path.parent)
         if not os.access(path, os.W_OK):
             raise UsageError(f"--storage: {path} cannot be written")
+
+
+def _why_empty(path: Path) -> str:
+    log, artifacts = path.with_name(f"{path.name}-wal"), path.parent / "artifacts"
+    held = next((p for p in (log, artifacts) if p.exists() and os.access(p, os.R_OK)), None)
+    if held is None:
+        return "delete it if it never held a study"
+    return f"it held studies, since {held} is there: put back a copy of it, or unpack a pack"
 
 
 def check_folder(folder: Path) -> None:

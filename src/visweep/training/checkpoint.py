@@ -1,17 +1,14 @@
 """Checkpoints: one file per run, written whole or not at all, refused unless intact and its own.
 
-The file is a line that names the format, a line with the SHA-256 of the rest, and `torch.save`'s
-bytes. It is read with `weights_only=True`, so that a foreign file cannot run code.
+The file is sealed (see `visweep.sealed`) and holds `torch.save`'s bytes. It is read with
+`weights_only=True`, so that a foreign file cannot run code.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +16,8 @@ from typing import Any, TypeVar
 import torch
 
 from visweep.errors import CheckpointError
+from visweep.sealed import read_sealed, write_sealed
 
-_FORMAT = b"visweep checkpoint 1\n"
 Result = TypeVar("Result")
 
 
@@ -39,29 +36,7 @@ def write(
         {"identity": identity, "history": [dataclasses.asdict(r) for r in history]}
     )
     torch.save({"described": described, "tensors": tensors}, buffer)
-    payload = buffer.getbuffer()
-    write_atomically(path, _FORMAT, hashlib.sha256(payload).hexdigest().encode() + b"\n", payload)
-
-
-def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file that is either the old one or the complete new one, even after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_sealed(path, buffer.getbuffer())
 
 
 def read(
@@ -72,7 +47,7 @@ def read(
     Raises:
         CheckpointError: it is damaged, or was written by a run of another identity.
     """
-    payload = _payload(path)
+    payload = read_sealed(path)
     try:
         saved = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
         described, tensors = json.loads(saved["described"]), saved["tensors"]
@@ -89,16 +64,6 @@ def read(
         if found.get(field) != value:
             raise CheckpointError(f"{path}: belongs to another run (its {field} differs)")
     return history, tensors
-
-
-def _payload(path: Path) -> bytes:
-    content = path.read_bytes()
-    checksum, _, payload = content[len(_FORMAT) :].partition(b"\n")
-    if not content.startswith(_FORMAT):
-        raise CheckpointError(f"{path}: not a visweep checkpoint")
-    if hashlib.sha256(payload).hexdigest().encode() != checksum:
-        raise CheckpointError(f"{path}: damaged or half-written (its checksum does not match)")
-    return payload
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,112 @@
+"""What a repair does to the rows of one trial, each within the repair's transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
+
+from visweep.storage.schema import missing_uuids, slots
+
+_trials: sa.Table = models.TrialModel.__table__
+_parameters: sa.Table = models.TrialParamModel.__table__
+_values: sa.Table = models.TrialValueModel.__table__
+_reports: sa.Table = models.TrialIntermediateValueModel.__table__
+_attributes: sa.Table = models.TrialUserAttributeModel.__table__
+
+
+def delete_where(
+    connection: sa.Connection, table: sa.Table, condition: sa.ColumnElement[bool]
+) -> None:
+    """Delete rows."""
+    connection.execute(sa.delete(table).where(condition))
+
+
+def give_uuids(connection: sa.Connection) -> None:
+    """Give every trial that has begun an identity of its own."""
+    for trial_id, identity in missing_uuids(connection).items():
+        connection.execute(
+            sa.update(slots).where(slots.c.trial_id == trial_id).values(uuid=identity)
+        )
+
+
+def give_slot(connection: sa.Connection, trial_id: int, generation: int, identity: str) -> None:
+    """Give a trial that has begun its slot again."""
+    study_id = connection.execute(
+        sa.select(_trials.c.study_id).where(_trials.c.trial_id == trial_id)
+    ).scalar_one()
+    connection.execute(sa.delete(slots).where(slots.c.trial_id == trial_id))
+    connection.execute(
+        sa.insert(slots).values(
+            trial_id=trial_id, study_id=study_id, generation=generation, uuid=identity
+        )
+    )
+
+
+def release(connection: sa.Connection, trial_id: int) -> None:
+    """Take a lease from its owner, who does not hold it any more."""
+    connection.execute(sa.update(slots).where(slots.c.trial_id == trial_id).values(owner=None))
+
+
+def set_waiting(connection: sa.Connection, trial_id: int) -> None:
+    """Make a trial one that has not begun."""
+    for table in (_parameters, _reports, _values):
+        connection.execute(sa.delete(table).where(table.c.trial_id == trial_id))
+    connection.execute(
+        sa.update(_trials)
+        .where(_trials.c.trial_id == trial_id)
+        .values(state=TrialState.WAITING, datetime_start=None, datetime_complete=None)
+    )
+    connection.execute(
+        sa.update(slots)
+        .where(slots.c.trial_id == trial_id)
+        .values(owner=None, generation=slots.c.generation + 1, uuid=None)
+    )
+
+
+def delete_reports_after(connection: sa.Connection, trial_id: int, epoch: int) -> None:
+    """Forget what was reported of this epoch and later ones; whoever goes on reports it again."""
+    connection.execute(
+        sa.delete(_reports).where(_reports.c.trial_id == trial_id, _reports.c.step >= epoch)
+    )
+
+
+def close_as_failed(connection: sa.Connection, trial_id: int, cause: str) -> None:
+    """Close a trial whose result cannot be trusted; its other rows stay."""
+    connection.execute(sa.delete(_values).where(_values.c.trial_id == trial_id))
+    connection.execute(
+        sa.update(_trials).where(_trials.c.trial_id == trial_id).values(state=TrialState.FAIL)
+    )
+    set_attributes(connection, trial_id, {"ended": f"failed: {cause}"})
+
+
+def set_value(connection: sa.Connection, trial_id: int, value: float) -> None:
+    """Set a finished trial's value."""
+    connection.execute(
+        sa.insert(_values).values(
+            trial_id=trial_id,
+            objective=0,
+            value=value,
+            value_type=models.TrialValueModel.TrialValueType.FINITE,
+        )
+    )
+
+
+def set_attributes(connection: sa.Connection, trial_id: int, values: Mapping[str, Any]) -> None:
+    """Set user attributes of a trial."""
+    connection.execute(
+        sa.delete(_attributes).where(
+            _attributes.c.trial_id == trial_id, _attributes.c.key.in_(list(values))
+        )
+    )
+    connection.execute(
+        sa.insert(_attributes),
+        [
+            {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+            for key, value in values.items()
+        ],
+    )

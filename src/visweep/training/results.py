@@ -1,0 +1,81 @@
+"""What a run tells: after each epoch, and at its end. Importing this does not import torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch gave; a tuple holds one number per replica.
+
+    Attributes:
+        epoch: from 1.
+        train_loss: mean over the epoch's steps, with label smoothing, dropout and augmentation.
+        val_loss: mean cross-entropy on the validation images, in nats.
+        val_accuracy: fraction of the validation images classified correctly.
+        train_seconds: spent on training steps.
+        val_seconds: spent on evaluation.
+        images: training images seen, over all replicas.
+        replayed: read from a checkpoint, and a later epoch is there too; what the callback
+            returns is ignored.
+    """
+
+    epoch: int
+    train_loss: tuple[float, ...]
+    val_loss: tuple[float, ...]
+    val_accuracy: tuple[float, ...]
+    train_seconds: float
+    val_seconds: float
+    images: int
+    replayed: bool = False
+
+    @property
+    def mean_val_accuracy(self) -> float:
+        return fmean(self.val_accuracy)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss is no longer a finite number."""
+        return not all(math.isfinite(loss) for loss in (*self.train_loss, *self.val_loss))
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A trained model and how it got there.
+
+    Attributes:
+        history: one result per epoch, those before a resume included.
+        ended: `completed`, `stopped` (by the callback) or `diverged`.
+        train_accuracy: with the evaluation transform, dropout off, on `ResidentData.probe`.
+        num_params: parameters of one replica.
+        peak_memory: bytes; see `training.device.peak_memory`.
+        model: with the weights after the last epoch, K replicas, in evaluation mode.
+    """
+
+    history: tuple[EpochResult, ...]
+    ended: str
+    train_accuracy: tuple[float, ...]
+    num_params: int
+    peak_memory: int
+    model: nn.Module
+
+    @property
+    def seconds(self) -> float:
+        return sum(r.train_seconds + r.val_seconds for r in self.history)
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second of training, over all replicas."""
+        seconds = sum(r.train_seconds for r in self.history)
+        return sum(r.images for r in self.history) / seconds if seconds else 0.0
+
+
+OnEpoch = Callable[[EpochResult], bool | None]

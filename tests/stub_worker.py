@@ -1,0 +1,109 @@
+"""A real worker whose trials train nothing: an epoch is a pause, a checkpoint a file of JSON.
+
+Each epoch that is trained adds a line to LOG: trial, generation, epoch, process.
+
+    stub_worker.py LOG TRIALS EPOCHS SECONDS   (the storage is $VISWEEP_STORAGE)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import FloatDistribution
+
+from visweep.config import DataConfig, TrainConfig, ViTConfig
+from visweep.search.interrupt import Interrupt
+from visweep.search.study import open_study
+from visweep.search.watch import Watcher
+from visweep.search.worker import Trainer, Worker
+from visweep.storage.engine import open_storage
+from visweep.storage.specification import Specification
+from visweep.training.results import EpochResult, FitResult
+
+STUDY = "stub"
+
+
+def value(number: int, epoch: int) -> float:
+    """What a trial reports."""
+    return number / 1000 + epoch / 100
+
+
+class StubTrainer(Trainer):
+    """Pauses `seconds` an epoch, and writes down each that it trained."""
+
+    device, threads = "cpu", 1
+
+    def __init__(self, log: Path, seconds: float) -> None:
+        self.log = log
+        self.seconds = seconds
+
+    def fit(self, model: Any, train: TrainConfig, *, on_epoch: Any, checkpoint: Path) -> Any:
+        found = re.fullmatch(r"trial-(\d+)\.g(\d+)\.ckpt", checkpoint.name)
+        assert found is not None
+        history: list[EpochResult] = []
+        trained = json.loads(checkpoint.read_text()) if checkpoint.exists() else 0
+        for epoch in range(1, train.epochs + 1):
+            if epoch > trained:
+                time.sleep(self.seconds)
+                with self.log.open("a") as file:
+                    file.write(f"{found[1]} {found[2]} {epoch} {os.getpid()}\n")
+                _write(checkpoint, str(epoch))
+            accuracy = value(int(found[1]), epoch)
+            result = EpochResult(epoch, (1.0,), (1.0,), (accuracy,), self.seconds, 0.0, 1)
+            history.append(replace(result, replayed=epoch < trained))
+            if on_epoch(history[-1]) and not history[-1].replayed and epoch < train.epochs:
+                return _ended(history, "stopped")
+        return _ended(history, "completed")
+
+
+def _write(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(content)
+    unfinished.replace(path)
+
+
+def _ended(history: list[EpochResult], how: str) -> Any:
+    model: Any = None
+    return FitResult(tuple(history), how, (0.5,), 1, 1, model)
+
+
+class _Notes(Watcher):
+    def note(self, message: str) -> None:
+        print(message, flush=True)
+
+
+def main() -> None:
+    log, trials, epochs, seconds = sys.argv[1:]
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    trainer = StubTrainer(Path(log), float(seconds))
+    specification = Specification(
+        space={"drop": FloatDistribution(0.0, 0.3)},
+        data=DataConfig(),
+        fingerprint="of nothing",
+        model=ViTConfig(patch_size=16, embed_dim=8, depth=1, num_heads=2),
+        train=TrainConfig(epochs=int(epochs), precision="float32"),
+        sampler="random",
+        pruner="none",
+        seed=0,
+    )
+    storage = open_storage(os.environ["VISWEEP_STORAGE"])
+    opened = open_study(storage, STUDY, specification, int(trials))
+    with Interrupt().listening() as interrupt:
+        Worker(opened, trainer, _Notes(), interrupt).run()
+    storage.close()
+    print("done")
+
+
+if __name__ == "__main__":
+    main()
