@@ -70,6 +70,7 @@ def main() -> None:
             space="small",
             seeds=1,
             device="auto",
+            workers=1,
             sampler="tpe",
             pruner="halving",
             timeout=None,

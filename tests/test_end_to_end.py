@@ -54,9 +54,9 @@ class Search:
         return f"sqlite:///{self.file}"
 
     def start(self, trials: int, *more: object, **how: Any) -> Any:
-        return self.launcher.start(
-            self.script, "--trials", trials, "--storage", self.url, *self.options, *more, **how
-        )
+        # Several workers are `test_crew.py`'s.
+        given = ["--storage", self.url, "--workers", 1, *self.options, *more]
+        return self.launcher.start(self.script, "--trials", trials, *given, **how)
 
     def run(self, trials: int, *more: object, **how: Any) -> Any:
         process = self.start(trials, *more, **how).wait()

@@ -1,12 +1,10 @@
 """The command `visweep`: look at studies, train a configuration again, tidy up."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from visweep import text
@@ -22,13 +20,6 @@ app = typer.Typer(
     help="Hyperparameter sweeps for image classifiers, on one shared GPU trainer. "
     "Searches are started by the scripts in sweeps/.",
 )
-
-_PIPE_WIDTH = 200
-
-
-def _console() -> Console:
-    # A pipe has no width; a row on one line is easier to search.
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 Study = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")]
@@ -50,7 +41,7 @@ def status(
 
             raise unknown_name("STUDY", study, names)
         found = [s for s in found if s.name == study]
-    console = _console()
+    console = opt.console()
     if not found:
         console.print("no studies yet; begin one with: python sweeps/vit_search.py --trials 50")
         return
@@ -123,7 +114,59 @@ def trials(
             return
         found = loaded.get_trials(deepcopy=False)
         others = [t for t in found if t.state not in FINISHED]
-        _console().print(trial_table([*finished(found), *others], f"trials of {study}"))
+        opt.console().print(trial_table([*finished(found), *others], f"trials of {study}"))
+
+
+@app.command()
+def resume(
+    study: Study,
+    storage: opt.Storage = None,
+    data_dir: opt.DataDir = None,
+    device: opt.Device = "auto",
+    workers: opt.Workers = "auto",
+    timeout: opt.Timeout = None,
+) -> int:
+    """Go on with a study, as the command that began it would; to extend it, run that command."""
+    from visweep.cli.join import Local
+    from visweep.cli.join import resume as go_on
+
+    local = Local(
+        storage=storage,
+        data_dir=data_dir,
+        device=device,
+        workers=opt.number_of_workers(workers),
+        timeout=opt.seconds(timeout),
+    )
+    return go_on(opt.console(), study, local)
+
+
+@app.command()
+def worker(
+    study: Annotated[
+        str | None,
+        typer.Option(
+            "--study",
+            metavar="NAME",
+            help="Which study to help with, such as night-run. [default: the only unfinished one]",
+        ),
+    ] = None,
+    storage: opt.Storage = None,
+    data_dir: opt.DataDir = None,
+    device: opt.Device = "auto",
+    workers: opt.Workers = "auto",
+    timeout: opt.Timeout = None,
+) -> int:
+    """Help with a study, from this or from another machine; what to train, the study says."""
+    from visweep.cli.join import Local, work
+
+    local = Local(
+        storage=storage,
+        data_dir=data_dir,
+        device=device,
+        workers=opt.number_of_workers(workers),
+        timeout=opt.seconds(timeout),
+    )
+    return work(opt.console(), study, local)
 
 
 @app.command()
@@ -234,7 +277,7 @@ def train(
     from visweep.cli.train import Wanted, train_once
 
     train_once(
-        Console(),
+        opt.console(),
         Wanted(
             study=study,
             trial=trial,

@@ -10,6 +10,7 @@ from rich.table import Table
 from visweep import text
 from visweep.cli.prepare import Prepared
 from visweep.config import with_parameters
+from visweep.data.resident import to_device
 from visweep.search.spaces import corners
 from visweep.storage.specification import Specification
 from visweep.training.cost import measure, multiply_adds
@@ -18,6 +19,7 @@ from visweep.training.cost import measure, multiply_adds
 def print_dry_run(console: Console, prepared: Prepared) -> None:
     """Print the specification and the cost of the smallest, middle and largest model."""
     specification, asked = prepared.specification, prepared.asked
+    data = to_device(prepared.dataset, prepared.device, specification.train.translate)
     for line in (f"study {prepared.name}, {asked.trials} trials", *_lines(specification)):
         text.print_line(console, line)
     points = sorted(
@@ -35,7 +37,7 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
         strict=True,
     ):
         model, train = with_parameters(specification.model, specification.train, point)
-        cost = measure(model, train, prepared.data)
+        cost = measure(model, train, data)
         table.add_row(
             f"{size}: {text.parameters(point)}",
             text.count(cost.num_params),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from sqlalchemy.engine import URL
 
 from visweep.errors import UsageError
@@ -15,6 +17,7 @@ from visweep.storage.url import bare
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
+_PIPE_WIDTH = 200
 SEARCH, DATA, TRAINING = "What to search", "Data", "Training"
 
 Storage = Annotated[
@@ -111,6 +114,30 @@ Device = Annotated[
         help="auto, cpu, cuda or cuda:N, such as cuda:1; auto takes a GPU where there is one.",
     ),
 ]
+Workers = Annotated[
+    str,
+    typer.Option(
+        "--workers",
+        metavar="W",
+        rich_help_panel=TRAINING,
+        help="Processes of this machine that train trials at the same time, such as 2; "
+        "auto takes one per core, or one on a GPU.",
+    ),
+]
+Timeout = Annotated[
+    str | None,
+    typer.Option(
+        "--timeout",
+        metavar="TIME",
+        help="Stop this command after TIME, such as 2h or 1h30m; run it again to go on. "
+        "[default: never]",
+    ),
+]
+
+
+def console() -> Console:
+    """The standard output. A pipe has no width; a row on one line is easier to search."""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def checkout() -> Path | None:
@@ -154,6 +181,19 @@ def _default_url() -> str:
 
 def _default_file() -> Path:
     return (checkout() or Path.cwd()) / "storage" / "studies.db"
+
+
+def number_of_workers(given: str) -> int | None:
+    """How many workers to start; None for as many as suit the machine.
+
+    Raises:
+        UsageError: it is no such number.
+    """
+    if given == "auto":
+        return None
+    if not given.isdecimal() or int(given) < 1:
+        raise UsageError(f"--workers: {given!r} is not accepted; accepted: auto, 1, 2, 3, …")
+    return int(given)
 
 
 def seconds(text: str | None) -> float | None:

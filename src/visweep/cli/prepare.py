@@ -9,7 +9,7 @@ import torch
 from visweep import data
 from visweep.cli.options import missing_folder
 from visweep.cli.sweep import SweepOptions
-from visweep.data.resident import ResidentData, to_device
+from visweep.data.dataset import Dataset
 from visweep.errors import UsageError
 from visweep.search.recipe import Recipe
 from visweep.search.seeds import replica_seeds
@@ -28,17 +28,15 @@ class Prepared:
         asked: the options.
         name: of the study.
         specification: of the study.
-        data: the images, on the training device.
+        dataset: the images.
+        device: that is to train.
     """
 
     asked: SweepOptions
     name: str
     specification: Specification
-    data: ResidentData
-
-    @property
-    def device(self) -> torch.device:
-        return self.data.device
+    dataset: Dataset
+    device: torch.device
 
 
 def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
@@ -86,5 +84,6 @@ def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
             pruner=asked.pruner,
             seed=asked.seed,
         ),
-        data=to_device(dataset, device, train.translate),
+        dataset=dataset,
+        device=device,
     )

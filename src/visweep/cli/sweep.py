@@ -1,5 +1,6 @@
 """The command line of a sweep script: the options that all of them share, and what they do."""
 
+import multiprocessing
 import shlex
 import sys
 from dataclasses import dataclass
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from visweep.cli import options as opt
 from visweep.cli.errors import StoppedAtOnce, call
@@ -29,6 +29,7 @@ class SweepOptions:
     space: str
     seeds: int
     device: str
+    workers: int | None
     sampler: str
     pruner: str
     timeout: float | None
@@ -36,7 +37,12 @@ class SweepOptions:
 
 
 def run(recipe: Recipe) -> None:
-    """Run a sweep script: parse its command line, search, and exit."""
+    """Run a sweep script: parse its command line, search, and exit.
+
+    In the processes of its workers, which import the script anew, it does nothing.
+    """
+    if multiprocessing.parent_process() is not None:
+        return
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(help=sys.modules["__main__"].__doc__)(_command(recipe))
     call(app)
@@ -96,6 +102,7 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
             ),
         ] = 1,
         device: opt.Device = "auto",
+        workers: opt.Workers = "auto",
         sampler: Annotated[
             str,
             typer.Option(
@@ -114,15 +121,7 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
                 help="halving, hyperband, median or none, such as none.",
             ),
         ] = "halving",
-        timeout: Annotated[
-            str | None,
-            typer.Option(
-                "--timeout",
-                metavar="TIME",
-                help="Stop this command after TIME, such as 2h or 1h30m; run it again to go on. "
-                "[default: never]",
-            ),
-        ] = None,
+        timeout: opt.Timeout = None,
         seed: Annotated[
             int,
             typer.Option(
@@ -157,6 +156,7 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
             space=space,
             seeds=seeds,
             device=device,
+            workers=opt.number_of_workers(workers),
             sampler=sampler,
             pruner=pruner,
             timeout=opt.seconds(timeout),
@@ -188,7 +188,7 @@ def search(recipe: Recipe, asked: SweepOptions, dry_run: bool) -> int:
     from visweep.cli.prepare import prepare
 
     prepared = prepare(recipe, asked)
-    console = Console()
+    console = opt.console()
     if dry_run:
         from visweep.cli.dry_run import print_dry_run
 

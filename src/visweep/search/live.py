@@ -96,7 +96,7 @@ class LiveView(Watcher):
         self._pace = Pace()
         self._name = ""
         self._progress = Progress(budget=0)
-        self._running: TrialView | None = None
+        self._running: dict[int, TrialView] = {}
         self._recent: deque[TrialView] = deque(maxlen=_RECENT)
         self._notes: deque[str] = deque(maxlen=2)
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=2)
@@ -107,13 +107,15 @@ class LiveView(Watcher):
         self._live.start()
 
     def began(self, trial: TrialView, progress: Progress) -> None:
-        self._running, self._progress = trial, progress
+        self._progress = progress
+        self._running[trial.number] = trial
 
     def advanced(self, trial: TrialView) -> None:
-        self._running = trial
+        self._running[trial.number] = trial
 
     def ended(self, trial: TrialView, progress: Progress) -> None:
-        self._running, self._progress = None, progress
+        self._progress = progress
+        self._running.pop(trial.number, None)
         self._recent.append(trial)
 
     def note(self, message: str) -> None:
@@ -128,16 +130,18 @@ class LiveView(Watcher):
     def render(self) -> RenderableType:
         """The whole view."""
         parts: list[RenderableType] = [self._totals(), self._trials()]
-        if self._running is not None:
-            shown = text.parameters(self._running.parameters)
-            parts.append(
-                Text.assemble(("now  ", "bold"), f"trial {self._running.number}  {shown}")
-            )
+        for trial in self._now():
+            shown = text.parameters(trial.parameters)
+            parts.append(Text.assemble(("now  ", "bold"), f"trial {trial.number}  {shown}"))
         if self._progress.best is not None:
             parts.append(self._best(*self._progress.best))
         parts += [Text(note, "yellow", no_wrap=True, overflow="ellipsis") for note in self._notes]
         parts.append(Text("Ctrl-C stops after this epoch; nothing is lost.", style="dim"))
         return Panel(Group(*parts), title=f"visweep · {self._name}", title_align="left")
+
+    def _now(self) -> list[TrialView]:
+        # The view is drawn by a thread of its own.
+        return sorted(dict(self._running).values(), key=lambda t: t.number)
 
     def _totals(self) -> RenderableType:
         progress = self._progress
@@ -151,6 +155,7 @@ class LiveView(Watcher):
         )
         states = Text(
             f"{progress.complete} complete · {progress.pruned} pruned · {progress.running} running"
+            + (f" · {progress.elsewhere} on other machines" if progress.elsewhere else "")
             + (f" · {progress.failed} failed" if progress.failed else "")
             + (f" · about {text.duration(left)} left" if left else ""),
             justify="right",
@@ -165,8 +170,7 @@ class LiveView(Watcher):
         table.add_column("accuracy", justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True)
         table.add_column("parameters", ratio=1, no_wrap=True, overflow="ellipsis")
-        shown = [*self._recent, *([self._running] if self._running else [])]
-        for trial in shown:
+        for trial in (*self._recent, *self._now()):
             table.add_row(
                 str(trial.number),
                 f"{len(trial.curve)}/{trial.epochs}",

@@ -71,6 +71,7 @@ class OpenStudy:
             pruned=count[TrialState.PRUNED],
             failed=count[TrialState.FAIL],
             running=count[TrialState.RUNNING],
+            elsewhere=self.slots.held_elsewhere(),
             best=None if best is None else (best.number, best.value or 0.0, best.params),
         )
 

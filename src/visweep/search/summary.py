@@ -69,7 +69,7 @@ def print_summary(
     ranked = finished(trials)
     if not ranked:
         return
-    console.print(trial_table(ranked[:5], "best trials"))
+    console.print(trial_table(ranked[:5], "best trials", states=False))
     see = ["visweep", "report", name, *where]
     again = ["visweep", "train", "--study", name, *where, *images]
     for line in (
@@ -95,19 +95,26 @@ def _outcome(trials: list[FrozenTrial], epochs: int) -> Iterator[str]:
         )
 
 
-def trial_table(trials: Sequence[FrozenTrial], title: str) -> Table:
-    """Trials as a table, one line each where the terminal is wide enough."""
+def trial_table(trials: Sequence[FrozenTrial], title: str, *, states: bool = True) -> Table:
+    """Trials as a table, one line each where the terminal is wide enough.
+
+    Args:
+        trials: in the order of the rows.
+        title: of the table.
+        states: show in which state each is.
+    """
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE)
     for heading in ("trial", "accuracy", "training", "epochs", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
+    if states:
+        table.add_column("state", no_wrap=True)
     table.add_column("parameters", overflow="fold")
     for trial in trials:
-        table.add_row(*_cells(trial))
+        table.add_row(*_cells(trial, states))
     return table
 
 
-def _cells(trial: FrozenTrial) -> Iterator[str]:
+def _cells(trial: FrozenTrial, states: bool) -> Iterator[str]:
     attributes, curve = trial.user_attrs, trial.intermediate_values
     reached = trial.value if trial.value is not None else curve.get(max(curve, default=0))
     yield str(trial.number)
@@ -115,5 +122,6 @@ def _cells(trial: FrozenTrial) -> Iterator[str]:
     yield text.percent(attributes["train_accuracy"]) if "train_accuracy" in attributes else "—"
     yield str(len(curve))
     yield text.count(attributes["num_params"]) if "num_params" in attributes else "—"
-    yield trial.state.name.lower()
+    if states:
+        yield trial.state.name.lower()
     yield text.parameters(trial.params) + (" (baseline)" if trial.number == 0 else "")

@@ -8,6 +8,7 @@ import torch
 
 from visweep.config import ModelConfig, TrainConfig
 from visweep.data.resident import ResidentData
+from visweep.data.shared import SharedData
 from visweep.search.worker import Trainer
 from visweep.training.fit import fit
 from visweep.training.results import FitResult, OnEpoch
@@ -35,3 +36,9 @@ class SharedTrainer(Trainer):
         self, model: ModelConfig, train: TrainConfig, *, on_epoch: OnEpoch, checkpoint: Path
     ) -> FitResult:
         return fit(model, train, self._data, on_epoch=on_epoch, checkpoint=checkpoint)
+
+
+def trainer_on(data: SharedData, device: str, threads: int) -> SharedTrainer:
+    """The trainer of a worker process: of images that other workers use, too."""
+    torch.set_num_threads(threads)
+    return SharedTrainer(data.to(torch.device(device)))

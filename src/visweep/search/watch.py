@@ -39,6 +39,7 @@ class Progress:
     Attributes:
         budget: trials that it is to finish.
         complete, pruned, failed, running: trials by state.
+        elsewhere: how many of those that run are held by workers on other machines.
         best: number, validation accuracy and parameters of the best trial so far.
     """
 
@@ -47,6 +48,7 @@ class Progress:
     pruned: int = 0
     failed: int = 0
     running: int = 0
+    elsewhere: int = 0
     best: tuple[int, float, Mapping[str, Any]] | None = field(default=None)
 
     @property

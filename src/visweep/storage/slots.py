@@ -148,6 +148,13 @@ class Slots:
             return len(self._unfinished(connection))
 
     @patient
+    def held_elsewhere(self) -> int:
+        """How many unfinished slots are held by workers on other machines."""
+        with self._storage.reading() as connection:
+            owners = [slot.owner for slot in self._unfinished(connection)]
+        return sum(owner is not None and not owner.is_here() for owner in owners)
+
+    @patient
     def trial_ids(self) -> set[int]:
         """The trials that have a slot; others were added by other tools."""
         query = sa.select(slots.c.trial_id).where(slots.c.study_id == self._study_id)

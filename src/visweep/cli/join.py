@@ -1,0 +1,95 @@
+"""Working on a study that exists: as its own command would, or as one more worker."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from visweep import data, text
+from visweep.cli.options import storage_arguments, storage_url
+from visweep.cli.search import Means, quietly_opened, work_on
+from visweep.data.dataset import Dataset
+from visweep.errors import DataError, UsageError
+from visweep.search.study import STOP, OpenStudy, join_study
+from visweep.storage.engine import Storage
+from visweep.storage.overview import StudyOverview, overview
+from visweep.training.device import resolve_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """What this machine brings; fields are named after the options."""
+
+    storage: str | None
+    data_dir: Path | None
+    device: str
+    workers: int | None
+    timeout: float | None
+
+
+def resume(console: Console, study: str, local: Local) -> int:
+    """Go on with a study, as its own command would; returns the exit status.
+
+    Raises:
+        UsageError: an option is bad.
+    """
+    url = storage_url(local.storage)
+    with quietly_opened(url, must_exist=True) as storage:
+        opened, means = _prepared(storage, study, url, local)
+        opened.study.set_user_attr(STOP, False)
+        return work_on(console, opened, means, _command("resume", study, url, means))
+
+
+def work(console: Console, study: str | None, local: Local) -> int:
+    """Help with a study, or with the only one that is not finished; returns the exit status.
+
+    Raises:
+        UsageError: an option is bad, or several studies are unfinished.
+    """
+    url = storage_url(local.storage)
+    chosen = study or _only_unfinished(overview(url))
+    with quietly_opened(url, must_exist=True) as storage:
+        opened, means = _prepared(storage, chosen, url, local)
+        if opened.study.user_attrs.get(STOP):
+            raise UsageError(
+                f"--study: {chosen!r} was told to stop; go on with it: visweep resume {chosen}"
+            )
+        return work_on(console, opened, means, _command("worker --study", chosen, url, means))
+
+
+def _prepared(storage: Storage, study: str, url: str, local: Local) -> tuple[OpenStudy, Means]:
+    device = resolve_device(local.device)
+    folder = None if local.data_dir is None else str(local.data_dir.expanduser())
+    opened = join_study(storage, study, folder)
+    means = Means(
+        storage=url,
+        dataset=_images(opened),
+        data_dir=folder,
+        device=device,
+        workers=local.workers,
+        timeout=local.timeout,
+    )
+    return opened, means
+
+
+def _images(opened: OpenStudy) -> Dataset:
+    dataset = data.load(opened.specification.data)
+    if dataset.fingerprint != opened.specification.fingerprint:
+        raise DataError(f"--data-dir: these are not the images of study {opened.name!r}")
+    return dataset
+
+
+def _only_unfinished(studies: list[StudyOverview]) -> str:
+    open_ones = [s.name for s in studies if s.budget is not None and s.finished < s.budget]
+    if len(open_ones) != 1:
+        found = text.listing(open_ones) if open_ones else "none"
+        raise UsageError(f"--study: name the study to work on; unfinished here: {found}")
+    return open_ones[0]
+
+
+def _command(verb: str, study: str, url: str, means: Means) -> str:
+    images = [] if means.data_dir is None else ["--data-dir", means.data_dir]
+    return shlex.join(["visweep", *verb.split(), study, *storage_arguments(url), *images])

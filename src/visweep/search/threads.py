@@ -1,0 +1,33 @@
+"""How many workers a machine gets, and how many threads each of them."""
+
+from __future__ import annotations
+
+import os
+
+from visweep.search.study import OpenStudy
+
+THREADS = "visweep:threads"
+"""Study attribute: threads of each worker. Sums are rounded by it, so it stays as it was."""
+
+_MOST_WORKERS = 8
+"""More than so many proposals at once tell a sampler too little of each other."""
+
+
+def default_workers(device: str) -> int:
+    """One per core on the CPU: two of one thread are faster than one of two (RESULTS.md)."""
+    return min(_cores(), _MOST_WORKERS) if device == "cpu" else 1
+
+
+def pinned_threads(opened: OpenStudy, workers: int) -> int:
+    """Threads of each worker: as in the study's first session, in which they are chosen."""
+    chosen = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(chosen) if chosen.isdecimal() else max(1, _cores() // workers)
+    opened.storage.set_study_attributes_once(opened.study_id, {THREADS: max(1, threads)})
+    return int(opened.study.user_attrs[THREADS])
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,208 @@
+"""Several workers on one machine, as a person runs them: shared, killed, stopped, resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+NAME = "tiny-cluttered-digits-tiny"
+
+
+@dataclass
+class Search:
+    """A search by two workers that can be started again and again."""
+
+    launcher: Any
+    script: Path
+    file: Path
+    options: tuple[object, ...]
+
+    def start(self, trials: int, *more: object) -> Any:
+        url = f"sqlite:///{self.file}"
+        given = ["--storage", url, "--workers", 2, "--train-size", 300, *self.options, *more]
+        return self.launcher.start(self.script, "--trials", trials, *given)
+
+    def finish(self, trials: int, *more: object) -> list[optuna.trial.FrozenTrial]:
+        process = self.start(trials, *more).wait()
+        assert (process.status, process.stderr) == (0, "")
+        return self.trials()
+
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{self.file}")
+        try:
+            return storage.get_all_trials(1)
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+
+    def held(self) -> dict[int, int]:
+        """Trials that run and have reported, by the process that holds them."""
+        if not self.file.exists():
+            return {}
+        query = (
+            "SELECT s.owner, t.number FROM visweep_slots s JOIN trials t USING (trial_id) "
+            "WHERE s.owner IS NOT NULL AND t.state = 'RUNNING' AND EXISTS "
+            "(SELECT 1 FROM trial_intermediate_values v WHERE v.trial_id = t.trial_id)"
+        )
+        with closing(sqlite3.connect(self.file, timeout=30)) as connection:
+            return {json.loads(o)["pid"]: n for o, n in connection.execute(query)}
+
+
+@pytest.fixture
+def search(launcher: Any, tiny_search: Path, tmp_path: Path) -> Callable[..., Search]:
+    return lambda *options: Search(launcher, tiny_search, tmp_path / "studies.db", options)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def require_whole(trials: list[optuna.trial.FrozenTrial], count: int) -> None:
+    assert len(trials) == count
+    assert {t.state.name for t in trials} <= {"COMPLETE", "PRUNED"}
+    for trial in trials:
+        epochs = len(trial.intermediate_values)
+        assert list(trial.intermediate_values) == list(range(1, epochs + 1))
+        assert trial.user_attrs["epochs"] == epochs
+
+
+def test_two_workers_share_a_study_and_end_with_the_exact_number(
+    search: Callable[..., Search], wait_for: Any
+) -> None:
+    mine = search("--epochs", 12)
+    process = mine.start(10)
+    wait_for(lambda: len(mine.held()) == 2, about=process)
+    workers = mine.held()
+    assert process.pid not in workers
+    process.wait()
+    assert (process.status, process.stderr) == (0, "")
+    require_whole(mine.trials(), 10)
+    assert "10 trials finished" in process.stdout
+    lines = [line for line in process.stdout.splitlines() if line.startswith("[")]
+    assert len(lines) == 10
+    wait_for(lambda: not any(is_alive(pid) for pid in workers))
+    # The last to leave folds the log in.
+    assert sorted(p.name for p in mine.file.parent.iterdir()) == ["artifacts", "studies.db"]
+    assert mine.finish(10) == mine.trials()
+    require_whole(mine.finish(13), 13)
+
+
+def test_when_one_is_killed_the_other_takes_over(
+    search: Callable[..., Search], wait_for: Any
+) -> None:
+    mine = search("--epochs", 30, "--pruner", "none")
+    process = mine.start(4)
+    wait_for(lambda: len(mine.held()) == 2, about=process)
+    victim, trial = next(iter(mine.held().items()))
+    os.kill(victim, signal.SIGKILL)
+    process.wait()
+    assert (process.status, process.stderr) == (0, "")
+    assert f"worker {victim} was ended by SIGKILL while it trained trial {trial}" in process.stdout
+    require_whole(mine.trials(), 4)
+
+
+def test_when_all_are_killed_it_says_so_and_can_go_on(
+    search: Callable[..., Search], wait_for: Any
+) -> None:
+    mine = search("--epochs", 30, "--pruner", "none")
+    process = mine.start(3)
+    wait_for(lambda: len(mine.held()) == 2, about=process)
+    for worker in mine.held():
+        os.kill(worker, signal.SIGKILL)
+    process.wait()
+    assert process.status == 1
+    assert process.stderr == "error: all workers were ended from outside; run it again to go on\n"
+    require_whole(mine.finish(3), 3)
+
+
+def test_when_the_command_is_killed_its_workers_end(
+    search: Callable[..., Search], wait_for: Any
+) -> None:
+    mine = search("--epochs", 2000, "--pruner", "none")
+    process = mine.start(2)
+    wait_for(lambda: len(mine.held()) == 2, about=process)
+    workers = mine.held()
+    process.kill()
+    wait_for(lambda: not any(is_alive(pid) for pid in workers))
+    assert mine.held() == workers  # their leases were left behind
+
+
+def test_ctrl_c_stops_them_all_and_leaves_nothing_leased(
+    search: Callable[..., Search], wait_for: Any
+) -> None:
+    mine = search("--epochs", 60, "--pruner", "none")
+    process = mine.start(2)
+    wait_for(lambda: len(mine.held()) == 2, about=process)
+    process.signal(signal.SIGINT)
+    process.wait(30)
+    assert process.status == 130
+    assert process.stderr.startswith("interrupted: the running epoch is being finished")
+    assert "stopped: interrupted. resume: python " in process.stdout
+    assert mine.held() == {}
+    assert [t.state.name for t in mine.trials()] == ["RUNNING", "RUNNING"]
+    require_whole(mine.finish(2), 2)
+
+
+def test_a_second_ctrl_c_stops_them_at_once(search: Callable[..., Search], wait_for: Any) -> None:
+    mine = search("--epochs", 50, "--pruner", "none", "--seeds", 32, "--train-size", 4000)
+    process = mine.start(2)
+    wait_for(lambda: len(mine.held()) == 2, about=process)
+    workers = mine.held()
+    process.signal(signal.SIGINT)
+    time.sleep(0.15)
+    process.signal(signal.SIGINT)
+    process.wait(20)
+    assert process.status == 130
+    assert "stopped at once" in process.stderr
+    assert mine.held() == {}
+    assert not any(is_alive(pid) for pid in workers)
+
+
+def test_it_can_be_stopped_from_outside_and_resumed_by_name(
+    search: Callable[..., Search], wait_for: Any
+) -> None:
+    mine = search("--epochs", 60, "--pruner", "none")
+    url = ("--storage", f"sqlite:///{mine.file}")
+    process = mine.start(3)
+    wait_for(lambda: len(mine.held()) == 2, about=process)
+    assert mine.launcher.run("visweep", "stop", NAME, *url).status == 0
+    process.wait()
+    assert (process.status, process.stderr) == (0, "")
+    assert "stopped: `visweep stop` was called" in process.stdout
+    refused = mine.launcher.run("visweep", "worker", *url)
+    assert refused.status == 2
+    assert f"was told to stop; go on with it: visweep resume {NAME}" in refused.stderr
+    resumed = mine.launcher.run("visweep", "resume", NAME, *url, "--workers", 2)
+    assert (resumed.status, resumed.stderr) == (0, "")
+    require_whole(mine.trials(), 3)
+
+
+def test_a_worker_joins_from_another_command(search: Callable[..., Search], wait_for: Any) -> None:
+    mine = search("--epochs", 40, "--pruner", "none")
+    url = ("--storage", f"sqlite:///{mine.file}")
+    first = mine.start(5)
+    wait_for(lambda: len(mine.held()) == 2, about=first)
+    joined = mine.launcher.start("visweep", "worker", *url, "--workers", 1)
+    wait_for(lambda: joined.pid in mine.held(), about=joined)
+    for process in (first, joined):
+        process.wait()
+        assert (process.status, process.stderr) == (0, "")
+    require_whole(mine.trials(), 5)
+    refused = mine.launcher.run("visweep", "worker", *url)
+    assert refused.status == 2
+    assert "name the study to work on; unfinished here: none" in refused.stderr
