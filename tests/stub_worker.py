@@ -2,7 +2,7 @@
 
 Each epoch that is trained adds a line to LOG: trial, generation, epoch, process.
 
-    stub_worker.py LOG TRIALS EPOCHS SECONDS   (the storage is $VISWEEP_STORAGE)
+    stub_worker.py LOG TRIALS EPOCHS SECONDS [LEASE]   (the storage is $VISWEEP_STORAGE)
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ import optuna
 from optuna.distributions import FloatDistribution
 
 from visweep.config import DataConfig, TrainConfig, ViTConfig
+from visweep.sealed import read_sealed, write_sealed
 from visweep.search.interrupt import Interrupt
 from visweep.search.study import open_study
 from visweep.search.watch import Watcher
 from visweep.search.worker import Trainer, Worker
 from visweep.storage.engine import open_storage
+from visweep.storage.owner import this_process
+from visweep.storage.slots import Slots
 from visweep.storage.specification import Specification
 from visweep.training.results import EpochResult, FitResult
 
 STUDY = "stub"
 
 
-def value(number: int, epoch: int) -> float:
-    """What a trial reports."""
-    return number / 1000 + epoch / 100
+def value(number: int, epoch: int, generation: int = 1) -> float:
+    """What a trial reports; it tells under which lease the epoch was trained."""
+    return number / 1000 + epoch / 100 + (generation - 1) / 10**6
 
 
 class StubTrainer(Trainer):
@@ -49,27 +52,24 @@ class StubTrainer(Trainer):
     def fit(self, model: Any, train: TrainConfig, *, on_epoch: Any, checkpoint: Path) -> Any:
         found = re.fullmatch(r"trial-(\d+)\.g(\d+)\.ckpt", checkpoint.name)
         assert found is not None
+        number, generation = int(found[1]), int(found[2])
         history: list[EpochResult] = []
-        trained = json.loads(checkpoint.read_text()) if checkpoint.exists() else 0
+        # The generation under which each epoch so far was trained.
+        trained = json.loads(read_sealed(checkpoint)) if checkpoint.exists() else []
+        replayed = len(trained) - 1
         for epoch in range(1, train.epochs + 1):
-            if epoch > trained:
+            if epoch > len(trained):
                 time.sleep(self.seconds)
                 with self.log.open("a") as file:
-                    file.write(f"{found[1]} {found[2]} {epoch} {os.getpid()}\n")
-                _write(checkpoint, str(epoch))
-            accuracy = value(int(found[1]), epoch)
+                    file.write(f"{number} {generation} {epoch} {os.getpid()}\n")
+                trained.append(generation)
+                write_sealed(checkpoint, json.dumps(trained).encode())
+            accuracy = value(number, epoch, trained[epoch - 1])
             result = EpochResult(epoch, (1.0,), (1.0,), (accuracy,), self.seconds, 0.0, 1)
-            history.append(replace(result, replayed=epoch < trained))
-            if on_epoch(history[-1]) and not history[-1].replayed and epoch < train.epochs:
+            history.append(replace(result, replayed=epoch <= replayed))
+            if on_epoch(history[-1]) and epoch > replayed and epoch < train.epochs:
                 return _ended(history, "stopped")
         return _ended(history, "completed")
-
-
-def _write(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(content)
-    unfinished.replace(path)
 
 
 def _ended(history: list[EpochResult], how: str) -> Any:
@@ -83,7 +83,7 @@ class _Notes(Watcher):
 
 
 def main() -> None:
-    log, trials, epochs, seconds = sys.argv[1:]
+    log, trials, epochs, seconds, *lease = sys.argv[1:]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     trainer = StubTrainer(Path(log), float(seconds))
@@ -99,6 +99,9 @@ def main() -> None:
     )
     storage = open_storage(os.environ["VISWEEP_STORAGE"])
     opened = open_study(storage, STUDY, specification, int(trials))
+    if lease:
+        slots = Slots(storage, opened.study_id, this_process(), float(lease[0]))
+        opened = replace(opened, slots=slots)
     with Interrupt().listening() as interrupt:
         Worker(opened, trainer, _Notes(), interrupt).run()
     storage.close()

@@ -41,7 +41,7 @@ def finished_study(
     """A folder with a finished search of three trials, called `night-run`; do not write there."""
     folder = tmp_path_factory.mktemp("finished")
     process = _launcher.run(
-        tiny_search, "--trials", 3, "--train-size", 300, "--epochs", 2,
+        tiny_search, "--trials", 3, "--train-size", 300, "--epochs", 2, "--workers", 1,
         "--study", "night-run", "--storage", f"sqlite:///{folder}/studies.db",
     )  # fmt: skip
     assert (process.status, process.stderr) == (0, ""), process.stderr

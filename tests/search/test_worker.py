@@ -270,6 +270,32 @@ class TestFailures:
         assert states(done).count("COMPLETE") == 2
         assert done.opened.slots.unfinished() == 0
 
+    def test_who_was_adopted_gives_up_although_its_files_are_gone(
+        self, sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, open_file: Any, file: Path
+    ) -> None:
+        made = sweep(2)
+        real, calls = trainer_module.fit, iter(range(100))
+        # Another connection: this one's writes are fenced.
+        elsewhere = Owner("elsewhere", "boot", 1, "1")
+        theirs = Slots(open_file(file), made.opened.study_id, elsewhere, 0.0)
+
+        def adopted(*arguments: Any, checkpoint: Path, **more: Any) -> Any:
+            if next(calls) > 0:
+                return real(*arguments, checkpoint=checkpoint, **more)
+            # The first look only sees the beat that then stands still; a waiting slot is free.
+            leases = [theirs.take() for _ in range(3)]
+            lease = next(lease for lease in leases if lease is not None and lease.number == 0)
+            for each in leases:
+                if each is not None:
+                    theirs.release(each)
+            assert lease.adopted
+            raise FileNotFoundError(2, "No such file", str(checkpoint))
+
+        monkeypatch.setattr(trainer_module, "fit", adopted)
+        done = made.run()
+        assert states(done) == ["COMPLETE", "COMPLETE"]
+        assert done.heard.notes == ["trial 0 was adopted by another worker"]
+
     def test_a_slot_that_was_closed_unused_is_no_failure(
         self, sweep: MakeSweep, storage: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

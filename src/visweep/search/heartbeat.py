@@ -6,7 +6,7 @@ import threading
 from types import TracebackType
 
 from visweep.errors import StorageError
-from visweep.storage.slots import LEASE_SECONDS, Lease, LeaseLost, Slots
+from visweep.storage.slots import Lease, LeaseLost, Slots
 
 
 class Heartbeat:
@@ -15,10 +15,11 @@ class Heartbeat:
     Torch releases the interpreter during its operations, so a long step does not starve it.
     """
 
-    def __init__(self, slots: Slots, lease: Lease, interval: float = LEASE_SECONDS / 6) -> None:
+    def __init__(self, slots: Slots, lease: Lease, interval: float | None = None) -> None:
         self._slots = slots
         self._lease = lease
-        self._interval = interval
+        # Often enough that one lost beat does no harm.
+        self._interval = slots.lease_seconds / 6 if interval is None else interval
         self._done = threading.Event()
         self._lost: LeaseLost | None = None
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)

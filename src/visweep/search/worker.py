@@ -177,7 +177,11 @@ class _TrialRun:
             self.parameters = self.frozen().params
             self.worker.watcher.began(self.view(), self.opened.progress())
             result = self._fit()
-        except (StorageError, LeaseLost, OSError, *DATABASE_ERRORS):
+        except OSError:
+            # Who has adopted the trial clears away what this worker was writing.
+            self.opened.slots.renew(self.lease)
+            raise
+        except (StorageError, LeaseLost, *DATABASE_ERRORS):
             raise
         except Exception as e:
             self._fail(e)

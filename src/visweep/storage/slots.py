@@ -105,7 +105,7 @@ class Slots:
         self.patience = storage.patience
         self._study_id = study_id
         self._owner = owner
-        self._lease_seconds = lease_seconds
+        self.lease_seconds = lease_seconds
         # No clocks of two machines are compared: a heartbeat is timed by who watches it.
         self._seen: dict[int, tuple[tuple[int, int], float]] = {}
 
@@ -298,7 +298,7 @@ class Slots:
             self._seen[slot.trial_id] = (beat, time.monotonic())
             return False
         since = max(since, self.patience.watching_since())
-        return time.monotonic() - since > self._lease_seconds
+        return time.monotonic() - since > self.lease_seconds
 
     def _lock(self, connection: sa.Connection, slot: _Slot) -> bool:
         """Whether the slot is still as it was seen; if so, it stays so in this transaction.
