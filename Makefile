@@ -5,13 +5,17 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TRIALS ?= 50
 
-.PHONY: search test lint format dashboard bench clean
+.PHONY: search test test-slow lint format dashboard bench clean
 
 search: $(READY)
 	$(BIN)/python sweeps/vit_search.py --trials $(TRIALS)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup
+
+# Those that take long: storms of kills, and what else is marked `slow`.
+test-slow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m slow
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -28,7 +32,8 @@ dashboard: $(READY)
 	$(BIN)/optuna-dashboard --host 127.0.0.1 sqlite:///storage/studies.db
 
 bench: $(READY)
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/overhead.py --workers 1
+	$(BIN)/python benchmarks/overhead.py --workers 2
 	$(BIN)/python benchmarks/search_quality.py
 
 $(READY): pyproject.toml

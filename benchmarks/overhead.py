@@ -1,15 +1,19 @@
-"""How much of a sweep's wall time is spent outside the trainer?
+"""How much of the default sweep is not training?
 
-    python benchmarks/overhead.py --trials 50
+    python benchmarks/overhead.py --trials 50 --workers 1
+    python benchmarks/overhead.py --trials 50 --workers 2
 
-Runs the default sweep in a fresh storage, as the script does, and times from opening the storage
-to its last word: sampler, storage, pruner, checkpoint thinning and live view are all that is not
-`fit` itself. Time that `fit` spends in its callback counts as outside.
+Runs the sweep in a temporary folder, with the live view if there is a terminal. Training is what
+`fit` takes, its callback (which reports, prunes, draws and beats) apart. Each worker's share is
+taken from its first trial's beginning to its last one's end. Prints the share that is not
+training, the wall time, and what pruning left of the epochs.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 import tempfile
 import time
@@ -18,25 +22,26 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "sweeps"))
 
+import optuna
+import torch
 from rich.console import Console
 from vit_search import SEARCH
 
+from visweep.cli import search
 from visweep.cli.prepare import prepare
-from visweep.cli.search import search_until_done
 from visweep.cli.sweep import SweepOptions
 from visweep.config import DataConfig
-from visweep.search import trainer
-from visweep.training.fit import fit
+from visweep.data.shared import SharedData
+from visweep.search.trainer import SharedTrainer
 from visweep.training.results import EpochResult, FitResult
 
+_FOLDER = "VISWEEP_OVERHEAD_FOLDER"
 
-class Stopwatch:
-    """Stands in for `fit` and adds up what it took, its callback apart."""
 
-    def __init__(self) -> None:
-        self.trainer = 0.0
+class TimedTrainer(SharedTrainer):
+    """Writes down when each trial was trained, and for how long."""
 
-    def __call__(self, *arguments: Any, on_epoch: Any, **named: Any) -> FitResult:
+    def fit(self, *arguments: Any, on_epoch: Any, **named: Any) -> FitResult:
         outside = 0.0
 
         def timed(result: EpochResult) -> bool:
@@ -48,29 +53,37 @@ class Stopwatch:
 
         began = time.perf_counter()
         try:
-            return fit(*arguments, on_epoch=timed, **named)
+            return super().fit(*arguments, on_epoch=timed, **named)
         finally:
-            self.trainer += time.perf_counter() - began - outside
+            ended = time.perf_counter()
+            with (Path(os.environ[_FOLDER]) / str(os.getpid())).open("a") as file:
+                file.write(json.dumps([began, ended, ended - began - outside]) + "\n")
+
+
+def timed_trainer_on(data: SharedData, device: str, threads: int) -> SharedTrainer:
+    torch.set_num_threads(threads)
+    return TimedTrainer(data.to(torch.device(device)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--storage", help="keep the study here")
+    parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    stopwatch = trainer.fit = Stopwatch()  # type: ignore[assignment]
+    search.SharedTrainer = TimedTrainer  # type: ignore[misc]
+    search.trainer_on = timed_trainer_on
     with tempfile.TemporaryDirectory() as folder:
-        url = options.storage or f"sqlite:///{folder}/studies.db"
+        os.environ[_FOLDER] = folder
         asked = SweepOptions(
             trials=options.trials,
-            study=None,
-            storage=url,
+            study="timed",
+            storage=f"sqlite:///{folder}/studies.db",
             data=DataConfig(),
             train=SEARCH.train,
             space="small",
             seeds=1,
             device="auto",
-            workers=1,
+            workers=options.workers,
             sampler="tpe",
             pruner="halving",
             timeout=None,
@@ -78,10 +91,23 @@ def main() -> None:
         )
         prepared = prepare(SEARCH, asked)
         began = time.perf_counter()
-        search_until_done(Console(), prepared, "")
+        search.search_until_done(Console(), prepared, "")
         wall = time.perf_counter() - began
-    share = 1 - stopwatch.trainer / wall
-    print(f"wall {wall:.1f} s, trainer {stopwatch.trainer:.1f} s: {100 * share:.2f} % outside it")
+        spans = [_span(path) for path in Path(folder).iterdir() if path.name.isdecimal()]
+        study = optuna.load_study(study_name="timed", storage=asked.storage)
+        epochs = sum(len(t.intermediate_values) for t in study.trials)
+    working, training = (sum(part) for part in zip(*spans, strict=True))
+    print(
+        f"{len(spans)} workers: wall {wall:.1f} s; at work {working:.1f} s, training "
+        f"{training:.1f} s: {100 * (1 - training / working):.2f} % outside the trainer; "
+        f"{epochs} of {options.trials * SEARCH.train.epochs} epochs; "
+        f"best {study.best_value:.4f} (trial {study.best_trial.number})"
+    )
+
+
+def _span(path: Path) -> tuple[float, float]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return rows[-1][1] - rows[0][0], sum(row[2] for row in rows)
 
 
 if __name__ == "__main__":

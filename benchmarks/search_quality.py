@@ -61,6 +61,10 @@ def _halving(rung: int, factor: int, *_: int) -> BasePruner:
     return SuccessiveHalvingPruner(rung, factor)
 
 
+def _bootstrapped(rung: int, factor: int, first: int, *_: int) -> BasePruner:
+    return SuccessiveHalvingPruner(rung, factor, bootstrap_count=first)
+
+
 def _hyperband(least: int, factor: int, _: int, epochs: int) -> BasePruner:
     return HyperbandPruner(least, epochs, factor)
 
@@ -76,6 +80,12 @@ CANDIDATES: dict[str, Callable[[int, int], BasePruner]] = {
         f"halving-{rung}-{factor}": partial(_halving, rung, factor)
         for rung in (1, 2, 3)
         for factor in (2, 3, 4, 6, 8, 10)
+    },
+    **{
+        f"halving-{rung}-{factor}-{first}": partial(_bootstrapped, rung, factor, first)
+        for rung in (2, 3)
+        for factor in (4, 5, 6, 7)
+        for first in (3, 6, 10)
     },
     **{
         f"hyperband-{least}-{factor}": partial(_hyperband, least, factor)

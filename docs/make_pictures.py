@@ -36,7 +36,7 @@ def progress(trials: list[FrozenTrial], budget: int) -> Progress:
     best = max(trials, key=lambda t: t.value or 0.0)
     return Progress(
         budget=budget,
-        running=1,
+        running=2,
         complete=sum(t.state == TrialState.COMPLETE for t in trials),
         pruned=sum(t.state == TrialState.PRUNED for t in trials),
         best=(best.number, best.value or 0.0, best.params),
@@ -55,10 +55,13 @@ def main() -> None:
         shown = trials[: 2 * len(trials) // 3]
         live = LiveView(console)
         live._name = options.study
-        live._pace.start(progress(shown[:-1], len(study.trials)))
-        for trial in shown[:-1]:
-            live.ended(view(trial, epochs), progress(shown[:-1], len(study.trials)))
-        live.advanced(view(shown[-1], epochs, upto=max(1, len(shown[-1].intermediate_values) - 1)))
+        ended, running = shown[:-2], shown[-2:]
+        live._pace.start(progress(ended, len(study.trials)))
+        for trial in ended:
+            live.ended(view(trial, epochs), progress(ended, len(study.trials)))
+        for trial in running:
+            upto = max(1, len(trial.intermediate_values) - 1)
+            live.advanced(view(trial, epochs, upto=upto))
         console.print(live.render())
     console.save_svg(str(HERE / "live-view.svg"), title="python sweeps/vit_search.py")
 

@@ -116,6 +116,7 @@ def test_when_one_is_killed_the_other_takes_over(
     require_whole(mine.trials(), 4)
 
 
+@pytest.mark.slow
 def test_when_all_are_killed_it_says_so_and_can_go_on(
     search: Callable[..., Search], wait_for: Any
 ) -> None:
@@ -158,6 +159,7 @@ def test_ctrl_c_stops_them_all_and_leaves_nothing_leased(
     require_whole(mine.finish(2), 2)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_them_at_once(search: Callable[..., Search], wait_for: Any) -> None:
     mine = search("--epochs", 50, "--pruner", "none", "--seeds", 32, "--train-size", 4000)
     process = mine.start(2)
@@ -173,6 +175,7 @@ def test_a_second_ctrl_c_stops_them_at_once(search: Callable[..., Search], wait_
     assert not any(is_alive(pid) for pid in workers)
 
 
+@pytest.mark.slow
 def test_it_can_be_stopped_from_outside_and_resumed_by_name(
     search: Callable[..., Search], wait_for: Any
 ) -> None:

@@ -414,7 +414,16 @@ def test_a_full_disk_ends_it_with_one_line_and_loses_nothing(
     script = tmp_path / "full_disk.py"
     script.write_text(FULL_DISK)
     process = mine.launcher.run(
-        script, limit, mine.script, "--trials", 40, "--storage", mine.url, *mine.options
+        script,
+        limit,
+        mine.script,
+        "--trials",
+        40,
+        "--storage",
+        mine.url,
+        "--workers",
+        1,
+        *mine.options,
     )
     assert process.status == 1, process.stdout
     (line,) = process.stderr.splitlines()

@@ -112,6 +112,7 @@ def storm(launcher: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Call
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_workers_are_killed_all_the_time(storm: Callable[..., Storm], backend: str) -> None:
     mine = storm(backend, trials=200, epochs=3, seconds=0.03)
@@ -164,6 +165,7 @@ def test_who_was_suspended_too_long_changes_nothing(
         mine.require_whole(trial)
 
 
+@pytest.mark.slow
 def test_the_power_may_fail_at_any_moment(
     storm: Callable[..., Storm], wait_for: Any, launcher: Any, tmp_path: Path
 ) -> None:

@@ -69,7 +69,7 @@ def test_a_command_is_explained(name: str) -> None:
 SWEEP_OPTIONS = {
     "--trials", "--study", "--storage", "--dataset", "--data-dir", "--image-size", "--train-size",
     "--epochs", "--batch-size", "--lr", "--weight-decay", "--space", "--seeds", "--device",
-    "--sampler", "--pruner", "--timeout", "--seed", "--dry-run",
+    "--workers", "--sampler", "--pruner", "--timeout", "--seed", "--dry-run",
 }  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def said(function):
         assert not e.code, e.code
     return file.getvalue()
 
-for command in ("status", "report", "trials", "stop", "delete", "train"):
+for command in ("status", "report", "trials", "stop", "resume", "worker", "delete", "train"):
     shown = said(lambda: call(app, [command, "--help"]))
     assert "--storage" in shown and "such as" in shown, shown
 assert "Usage" in said(lambda: call(app, ["--help"]))

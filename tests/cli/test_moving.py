@@ -56,6 +56,7 @@ def there(tmp_path: Path) -> Path:
     return tmp_path / "there"
 
 
+@pytest.mark.slow
 def test_two_machines_go_on_apart_and_are_united(
     launcher: Any, tiny_search: Path, here: Path, there: Path
 ) -> None:

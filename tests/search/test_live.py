@@ -222,4 +222,5 @@ def test_a_watcher_need_not_care_for_everything() -> None:
     watcher.ended(trial(0), progress())
     watcher.note("note")
     watcher.stopping("interrupted")
+    watcher.left(0)
     watcher.close()

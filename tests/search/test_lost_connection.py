@@ -38,8 +38,11 @@ class Run:
 
     def trained(self) -> list[tuple[int, int]]:
         """Every epoch that was trained, as trial and epoch."""
+        return [(n, e) for n, _, e in self._lines()]
+
+    def _lines(self) -> list[tuple[int, int, int]]:
         lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return [(int(n), int(e)) for n, _, e, _ in map(str.split, lines)]
+        return [(int(n), int(g), int(e)) for n, g, e, _ in map(str.split, lines)]
 
     def complete(self) -> None:
         """Wait for the end, and see that everything is there and nothing is there twice."""
@@ -53,8 +56,12 @@ class Run:
         trials = study.get_trials()
         storage.close()
         assert [t.state.name for t in trials] == ["COMPLETE"] * self.trials
+        generations = {(n, e): g for n, g, e in self._lines()}
         for trial in trials:
-            curve = {e: value(trial.number, e) for e in range(1, self.epochs + 1)}
+            curve = {
+                e: value(trial.number, e, generations[trial.number, e])
+                for e in range(1, self.epochs + 1)
+            }
             assert trial.intermediate_values == curve
             assert trial.value == curve[self.epochs]
             assert trial.user_attrs["ended"] == "completed"
@@ -101,8 +108,9 @@ def test_a_server_that_restarts_is_waited_for(
     assert before < TRIALS * EPOCHS
     postgres.start()
     run.complete()
-    for process in run.processes:
-        said = process.stderr.splitlines()
+    told = [process.stderr.splitlines() for process in run.processes if process.stderr]
+    assert told
+    for said in told:
         assert said[0].startswith("waiting for the storage postgresql+psycopg://visweep:***@")
         assert said[1].startswith("the storage is back after ")
         assert len(said) == 2

@@ -47,7 +47,7 @@ def test_it_is_resumed_with_another_budget(storage: Storage, specification: Spec
     first = open_study(storage, "study", specification, 4)
     moved = replace(specification, data=specification.data.replace(data_dir="/elsewhere"))
     again = open_study(storage, "study", moved, 6)
-    assert (again.study_id, again.budget) == (first.study_id, 6)
+    assert (again.study_id, again.study.user_attrs[BUDGET]) == (first.study_id, 6)
     assert again.checkpoints.folder == first.checkpoints.folder
     assert len(again.study.trials) == 6
 

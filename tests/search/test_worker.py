@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import threading
@@ -16,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from visweep.search import trainer as trainer_module
 from visweep.search.study import STOP
 from visweep.search.watch import TrialView
-from visweep.search.worker import KEPT_CHECKPOINTS, SweepFailed
+from visweep.search.worker import KEPT_CHECKPOINTS, SweepFailed, _TrialRun
 from visweep.storage.owner import Owner
 from visweep.storage.slots import Slots
 
@@ -170,6 +171,30 @@ class TestPruning:
         assert set(states(done)) == {"COMPLETE", "PRUNED"}
         assert len(done.trials) == 14
         assert done.trials[0].state == TrialState.COMPLETE
+
+    @pytest.mark.parametrize("pruner", ["halving", "hyperband", "median"])
+    def test_who_dies_of_the_decision_to_prune_leaves_it_to_be_made_again(
+        self, sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, pruner: str
+    ) -> None:
+        settings: dict[str, Any] = {"pruner": pruner, "train": {"epochs": 9}}
+        undisturbed = sweep(14, name="undisturbed", **settings).run()
+        disturbed = sweep(14, name="disturbed", **settings)
+        real = _TrialRun._should_prune
+
+        def dying(trial: _TrialRun) -> bool:
+            decided = real(trial)
+            if decided and not trial.lease.adopted:
+                raise KeyboardInterrupt
+            return decided
+
+        monkeypatch.setattr(_TrialRun, "_should_prune", dying)
+        for _ in range(20):
+            with contextlib.suppress(KeyboardInterrupt):
+                disturbed.run()
+        assert states(disturbed) == states(undisturbed)
+        for one, other in zip(disturbed.trials, undisturbed.trials, strict=True):
+            assert one.params == other.params
+            assert one.intermediate_values == other.intermediate_values
 
     def test_a_diverged_trial_is_pruned_with_its_reason(self, sweep: MakeSweep) -> None:
         done = sweep(2, train={"lr": 1e6, "clip_norm": 1e9, "epochs": 5}).run()

@@ -13,6 +13,7 @@ from visweep.cli.options import storage_arguments, storage_url
 from visweep.cli.search import Means, quietly_opened, work_on
 from visweep.data.dataset import Dataset
 from visweep.errors import DataError, UsageError
+from visweep.search.samplers import require_safe
 from visweep.search.study import STOP, OpenStudy, join_study
 from visweep.storage.engine import Storage
 from visweep.storage.overview import StudyOverview, overview
@@ -64,6 +65,7 @@ def _prepared(storage: Storage, study: str, url: str, local: Local) -> tuple[Ope
     device = resolve_device(local.device)
     folder = None if local.data_dir is None else str(local.data_dir.expanduser())
     opened = join_study(storage, study, folder)
+    require_safe(opened.specification.sampler, url)
     means = Means(
         storage=url,
         dataset=_images(opened),

@@ -10,8 +10,8 @@ from visweep import data
 from visweep.cli.options import missing_folder
 from visweep.cli.sweep import SweepOptions
 from visweep.data.dataset import Dataset
-from visweep.errors import UsageError
 from visweep.search.recipe import Recipe
+from visweep.search.samplers import require_safe
 from visweep.search.seeds import replica_seeds
 from visweep.search.spaces import check_space, into_space
 from visweep.storage.specification import Specification
@@ -51,11 +51,7 @@ def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
         check_folder(folder.parent)
     elif path is not None:
         check_sqlite_file(path, must_exist=False)
-    elif asked.sampler == "cmaes":
-        raise UsageError(
-            "--sampler: cmaes runs code that it reads from the storage, so a server is refused; "
-            "accepted for it: --storage sqlite:///FILE"
-        )
+    require_safe(asked.sampler, asked.storage)
     if asked.data.image_size is not None:
         # Resizing all images takes a while, and much memory if the size is a slip.
         recipe.spaces[asked.space](asked.data.image_size)

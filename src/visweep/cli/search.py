@@ -18,6 +18,7 @@ from visweep.cli.prepare import Prepared
 from visweep.data.dataset import Dataset
 from visweep.data.resident import to_device
 from visweep.data.shared import share
+from visweep.errors import DataError
 from visweep.search.crew import Crew, Job
 from visweep.search.interrupt import Interrupt
 from visweep.search.live import view_for
@@ -27,7 +28,7 @@ from visweep.search.threads import default_workers, pinned_threads
 from visweep.search.trainer import SharedTrainer, trainer_on
 from visweep.search.watch import Watcher
 from visweep.search.worker import Worker
-from visweep.storage.engine import Storage, open_storage
+from visweep.storage.engine import Storage, open_storage, storage_errors
 
 _STATUS = {"interrupted": 130, "terminated": 143}
 
@@ -85,7 +86,8 @@ def quietly_opened(url: str, *, must_exist: bool = False) -> Iterator[Storage]:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     storage = open_storage(url, must_exist=must_exist)
     try:
-        yield storage
+        with storage_errors(storage):
+            yield storage
     finally:
         storage.close()
 
@@ -126,7 +128,14 @@ def _workers(
         torch.set_num_threads(threads)
         data = to_device(means.dataset, means.device, margin)
         return Worker(opened, SharedTrainer(data), view, interrupt)
-    images = share(to_device(means.dataset, torch.device("cpu"), margin))
+    try:
+        images = share(to_device(means.dataset, torch.device("cpu"), margin))
+    except DataError as e:
+        if means.workers is not None:
+            raise
+        view.note(f"one worker only: {e}")
+        data = to_device(means.dataset, means.device, margin)
+        return Worker(opened, SharedTrainer(data), view, interrupt)
     job = Job(
         storage=means.storage,
         study=opened.name,

@@ -8,8 +8,10 @@ import torch
 import torch.multiprocessing  # passes tensors to other processes without a copy
 from torch import Tensor
 
+from visweep import text
 from visweep.data.dataset import Dataset, Split
 from visweep.data.resident import ResidentData, ResidentSplit
+from visweep.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,22 @@ class SharedData:
 
 
 def share(data: ResidentData) -> SharedData:
-    """Put the images into shared memory; `data`, which must be on the CPU, then lies there too."""
+    """Put the images into shared memory; `data`, which must be on the CPU, then lies there too.
+
+    Raises:
+        DataError: there is not enough shared memory.
+    """
     splits = (data.train, data.val, data.probe)
     tensors = [tensor for split in splits for tensor in (split.bordered, split.labels)]
-    for tensor in (*tensors, data.mean, data.std):
-        tensor.share_memory_()  # type: ignore[no-untyped-call]
+    try:
+        for tensor in (*tensors, data.mean, data.std):
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as e:
+        size = text.memory(sum(tensor.nbytes for tensor in tensors))
+        raise DataError(
+            f"--workers: the images ({size}) do not fit into this machine's shared memory; "
+            "accepted: 1, or more of it (a container: docker run --shm-size=2g)"
+        ) from e
     return SharedData(
         name=data.dataset.name,
         classes=data.dataset.classes,

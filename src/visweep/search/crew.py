@@ -12,9 +12,12 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -26,9 +29,9 @@ from visweep.search.interrupt import Interrupt
 from visweep.search.study import STOP, OpenStudy, join_study
 from visweep.search.watch import Progress, TrialView, Watcher
 from visweep.search.worker import SweepFailed, Trainer, Worker
-from visweep.storage.engine import open_storage
+from visweep.storage.engine import open_storage, storage_errors
 
-_PRELOADED = ["visweep.search.crew", "visweep.search.trainer", "sklearn.datasets"]
+_PRELOADED = ["visweep.search.crew", "visweep.search.trainer"]
 _PATIENCE_SECONDS = 10.0
 """A worker that was told to stop at once has so long to give its lease back."""
 _ERRORS: dict[str, type[VisweepError]] = {
@@ -62,7 +65,6 @@ class _Member:
     pipe: Connection
     trial: int | None = None
     error: VisweepError | None = None
-    crash: str = ""
 
 
 @dataclass
@@ -91,16 +93,27 @@ class Crew:
             SweepFailed: see `Worker.run`; or all workers died.
             StorageError: the storage failed; every finished trial is kept.
         """
-        self.watcher.opened(self.opened.name, self.opened.progress())
+        with storage_errors(self.opened.storage):
+            self.watcher.opened(self.opened.name, self.opened.progress())
+            try:
+                self._start()
+                self._follow()
+            finally:
+                self._end_all()
+            self._conclude()
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
+        # Ctrl-C reaches every process of a terminal's group; the crew passes it on, once.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            for _ in range(self.count):
-                self._members.append(_start(context, self.job))
-            self._follow()
+            forkserver.ensure_running()
         finally:
-            self._end_all()
-        self._conclude()
+            signal.signal(signal.SIGINT, before)
+        for _ in range(self.count):
+            if not self.interrupt.reason:
+                self._members.append(_start(context, self.job))
 
     def _follow(self) -> None:
         told = False
@@ -108,7 +121,8 @@ class Crew:
             for ready in wait([m.pipe for m in running], timeout=0.2):
                 member = next(m for m in running if m.pipe is ready)
                 self._hear(member)
-            if not told and (self.interrupt.reason or any(m.error for m in self._members)):
+            hopeless = any(isinstance(m.error, SweepFailed) for m in self._members)
+            if not told and (self.interrupt.reason or hopeless):
                 told = True
                 self._signal(signal.SIGTERM)
 
@@ -123,60 +137,63 @@ class Crew:
         if kind == "error":
             name, message = content
             member.error = _ERRORS.get(name, VisweepError)(message)
-        elif kind == "crash":
-            member.crash = content[0]
+            self.watcher.note(f"worker {member.process.pid} gave up: {message}")
         else:
             _note_trial(member, kind, content)
             getattr(self.watcher, kind)(*content)
 
     def _tell_of_death(self, member: _Member) -> None:
         code = member.process.exitcode or 0
-        if code >= 0:
-            return
-        held = "" if member.trial is None else f" while it trained trial {member.trial}"
-        self.watcher.note(
-            f"worker {member.process.pid} was ended by {signal.Signals(-code).name}{held}"
-        )
+        if code:
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
+            held = "" if member.trial is None else f" while it trained trial {member.trial}"
+            self.watcher.note(f"worker {member.process.pid} {how}{held}")
+        if member.trial is not None:
+            self.watcher.left(member.trial)
 
     def _signal(self, number: signal.Signals) -> None:
         for member in self._members:
             if member.process.is_alive() and member.process.pid is not None:
-                os.kill(member.process.pid, number)
+                # It is not our child but the server's, so its number may be free by now.
+                with suppress(ProcessLookupError):
+                    os.kill(member.process.pid, number)
 
     def _end_all(self) -> None:
         """After a second Ctrl-C, or an error of our own: nobody stays behind."""
-        self._signal(signal.SIGTERM)
-        self._signal(signal.SIGINT)
+        self._signal(signal.SIGUSR1)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         for member in self._members:
-            member.process.join(_PATIENCE_SECONDS)
-            member.process.kill()
+            member.process.join(max(0.0, deadline - time.monotonic()))
+        self._signal(signal.SIGKILL)
+        for member in self._members:
             member.process.join()
             member.pipe.close()
 
     def _conclude(self) -> None:
-        for member in self._members:
-            if member.crash:
-                raise RuntimeError(f"a worker crashed:\n{member.crash}")
-            if member.error is not None:
-                raise member.error
         if self.opened.study.user_attrs.get(STOP):
             self.interrupt.ask("`visweep stop` was called")
-        died = [m for m in self._members if m.process.exitcode]
-        if len(died) == len(self._members) and not self.interrupt.reason:
-            raise SweepFailed("all workers were ended from outside; run it again to go on")
+        if self.interrupt.reason or not self.opened.slots.unfinished():
+            return
+        for member in self._members:
+            if member.error is not None:
+                raise member.error
+        raise SweepFailed("all workers were ended from outside; run it again to go on")
 
 
 def _note_trial(member: _Member, kind: str, content: Sequence[Any]) -> None:
     if kind == "began":
         member.trial = content[0].number
-    elif kind == "ended":
+    elif kind in ("ended", "left"):
         member.trial = None
 
 
 def _start(context: multiprocessing.context.ForkServerContext, job: Job) -> _Member:
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(job, theirs), daemon=True)
-    process.start()
+    try:
+        process.start()
+    except (EOFError, ConnectionError) as e:
+        raise SweepFailed("the process that starts workers was ended from outside") from e
     theirs.close()
     return _Member(process, ours)
 
@@ -201,6 +218,9 @@ class _Teller(Watcher):
     def ended(self, trial: TrialView, progress: Progress) -> None:
         self.tell("ended", trial, progress)
 
+    def left(self, number: int) -> None:
+        self.tell("left", number)
+
     def note(self, message: str) -> None:
         self.tell("note", message)
 
@@ -218,7 +238,6 @@ class _Notes(logging.Handler):
 
 def work(job: Job, pipe: Connection) -> None:
     """A worker's process, from its beginning to its end."""
-    # Ctrl-C reaches every process of a terminal's group; the crew passes it on, once.
     os.setpgid(0, 0)
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     teller = _Teller(pipe)
@@ -230,11 +249,14 @@ def work(job: Job, pipe: Connection) -> None:
         pass  # the lease has been given back
     except VisweepError as e:
         teller.tell("error", type(e).__name__, str(e))
-    except Exception:
-        teller.tell("crash", traceback.format_exc())
+    except Exception as e:
+        traceback.print_exc()
+        last = traceback.format_exception_only(e)[-1].strip()
+        teller.tell("error", SweepFailed.__name__, f"a worker crashed: {last}")
 
 
 def _work(job: Job, teller: _Teller) -> None:
+    signal.signal(signal.SIGUSR1, _at_once)
     with Interrupt().listening() as interrupt:
         storage = open_storage(job.storage, must_exist=True)
         try:
@@ -242,6 +264,10 @@ def _work(job: Job, teller: _Teller) -> None:
             Worker(opened, job.make_trainer(), teller, interrupt).run()
         finally:
             storage.close()
+
+
+def _at_once(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _end_with(pipe: Connection) -> None:

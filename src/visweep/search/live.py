@@ -118,6 +118,9 @@ class LiveView(Watcher):
         self._running.pop(trial.number, None)
         self._recent.append(trial)
 
+    def left(self, number: int) -> None:
+        self._running.pop(number, None)
+
     def note(self, message: str) -> None:
         self._notes.append(message)
 
@@ -135,7 +138,9 @@ class LiveView(Watcher):
             parts.append(Text.assemble(("now  ", "bold"), f"trial {trial.number}  {shown}"))
         if self._progress.best is not None:
             parts.append(self._best(*self._progress.best))
-        parts += [Text(note, "yellow", no_wrap=True, overflow="ellipsis") for note in self._notes]
+        # The view is drawn by a thread of its own.
+        notes = tuple(self._notes)
+        parts += [Text(note, "yellow", no_wrap=True, overflow="ellipsis") for note in notes]
         parts.append(Text("Ctrl-C stops after this epoch; nothing is lost.", style="dim"))
         return Panel(Group(*parts), title=f"visweep · {self._name}", title_align="left")
 

@@ -16,6 +16,8 @@ from optuna.trial import FrozenTrial
 
 from visweep.errors import unknown_name
 
+_RUNG = "completed_rung_"
+
 
 class SeededHyperband(HyperbandPruner):
     """Hyperband whose brackets follow from the study's seed instead of the study's name.
@@ -39,14 +41,42 @@ class _Named:
         self.study_name = study_name
 
 
-def _halving(_: int, epochs: int) -> BasePruner:
-    """After a quarter of the epochs the best sixth goes on.
+def rungs_from(
+    pruner: BasePruner, study: optuna.Study, trial: FrozenTrial, step: int
+) -> list[str]:
+    """Keys of the decisions of successive halving on a trial that were made at `step` or later.
 
-    Chosen in benchmarks/RESULTS.md. One epoch says little: models that end best are still warming
-    up. Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943; asynchronous as in Li et
-    al. 2020, https://arxiv.org/abs/1810.05934.
+    The decision is stored before the trial is ended by it. If the worker dies in between, whoever
+    goes on must forget it, or it would not be made again.
     """
-    return SuccessiveHalvingPruner(min_resource=max(1, epochs // 4), reduction_factor=6)
+    if isinstance(pruner, HyperbandPruner):
+        if not pruner._pruners:
+            pruner._try_initialization(study)
+        brackets = pruner._pruners
+        pruner = brackets[pruner._get_bracket_id(study, trial)] if brackets else pruner
+    if not isinstance(pruner, SuccessiveHalvingPruner) or pruner._min_resource is None:
+        return []
+    keys = []
+    for key in trial.system_attrs:
+        _, found, rung = key.rpartition(_RUNG)
+        if found and rung.isdecimal():
+            exponent = pruner._min_early_stopping_rate + int(rung)
+            if pruner._min_resource * pruner._reduction_factor**exponent >= step:
+                keys.append(key)
+    return keys
+
+
+def _halving(_: int, epochs: int) -> BasePruner:
+    """After a quarter of the epochs the best sixth goes on, from the seventh trial.
+
+    The first few would be spared for want of others to compare with. Chosen in
+    benchmarks/RESULTS.md. One epoch says little: models that end best are still warming up.
+    Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943; asynchronous as in Li et al.
+    2020, https://arxiv.org/abs/1810.05934.
+    """
+    return SuccessiveHalvingPruner(
+        min_resource=max(1, epochs // 4), reduction_factor=6, bootstrap_count=6
+    )
 
 
 def _hyperband(seed: int, epochs: int) -> BasePruner:

@@ -14,10 +14,11 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
-from visweep.errors import unknown_name
+from visweep.errors import UsageError, unknown_name
 from visweep.search.seeds import seed_for
 from visweep.storage.slots import fixed_parameters
 from visweep.storage.specification import Space
+from visweep.storage.url import parse, sqlite_path
 
 STARTUP_TRIALS = 10
 """Random trials before a model-based sampler proposes."""
@@ -96,6 +97,19 @@ def make_sampler(name: str, study_seed: int, number: int, branch: str = "") -> B
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return SAMPLERS[name](seed_for(study_seed, "sampler", number), study_seed, number)
+
+
+def require_safe(sampler: str, url: str) -> None:
+    """See that a sampler may work on a storage.
+
+    Raises:
+        UsageError: it runs code that it reads there, and others may write there.
+    """
+    if sampler == "cmaes" and sqlite_path(parse(url)) is None:
+        raise UsageError(
+            "--sampler: cmaes runs code that it reads from the storage, so a server is refused; "
+            "accepted for it: --storage sqlite:///FILE"
+        )
 
 
 def propose(

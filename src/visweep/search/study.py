@@ -96,6 +96,7 @@ def open_study(
                 {
                     SPECIFICATION: {"identity": specification.identity()},
                     STUDY_ID: uuid.uuid4().hex,
+                    BUDGET: budget,
                 },
             )
         identity = study.user_attrs[SPECIFICATION]["identity"]

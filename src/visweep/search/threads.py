@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 from visweep.search.study import OpenStudy
 
@@ -27,7 +29,15 @@ def pinned_threads(opened: OpenStudy, workers: int) -> int:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Those that this process may use; a container may allow less than it shows."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    return min(len(os.sched_getaffinity(0)), _quota())
+
+
+def _quota() -> int:
+    try:
+        allowed, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return sys.maxsize
+    return sys.maxsize if allowed == "max" else max(1, int(allowed) // int(period))

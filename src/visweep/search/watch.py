@@ -71,6 +71,9 @@ class Watcher:
     def ended(self, trial: TrialView, progress: Progress) -> None:
         """A trial was completed, pruned or failed."""
 
+    def left(self, number: int) -> None:
+        """A trial that began here goes on elsewhere, or later."""
+
     def note(self, message: str) -> None:
         """Something that the user should know."""
 

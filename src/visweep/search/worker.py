@@ -21,7 +21,7 @@ from visweep.config import ModelConfig, TrainConfig, with_parameters
 from visweep.errors import CheckpointError, StorageError, VisweepError
 from visweep.search.heartbeat import Heartbeat
 from visweep.search.interrupt import Interrupt
-from visweep.search.pruners import make_pruner
+from visweep.search.pruners import make_pruner, rungs_from
 from visweep.search.samplers import make_sampler, propose
 from visweep.search.spaces import check_point
 from visweep.search.study import STOP, OpenStudy
@@ -134,6 +134,7 @@ class Worker:
             trial.conclude()
         except LeaseLost as e:
             self.watcher.note(str(e))
+            self.watcher.left(lease.number)
         except BaseException:
             slots.release(lease)
             raise
@@ -151,6 +152,7 @@ class _TrialRun:
         self.parameters: dict[str, Any] = {}
         self.curve: dict[int, float] = {}
         self.pruned = False
+        self.takes_over = lease.adopted
         self.seconds = 0.0
         self.state = TrialState.RUNNING
         self.ended = ""
@@ -248,6 +250,13 @@ class _TrialRun:
 
     def _should_prune(self) -> bool:
         pruner: BasePruner = self.worker.pruner
+        if self.takes_over:
+            # Its last worker may have died of this very decision.
+            self.takes_over = False
+            step = max(self.curve)
+            rungs = rungs_from(pruner, self.opened.study, self.frozen(), step)
+            if rungs:
+                self.opened.slots.forget(self.lease, rungs)
         decided = pruner.prune(self.opened.study, self.frozen())
         # The baseline is what everything is compared with, so it runs to its end.
         return decided and self.lease.number != 0

@@ -53,8 +53,9 @@ class Checkpoints:
         for _, path in earlier:
             path.unlink(missing_ok=True)
         # What a killed worker was writing is called so until it is complete.
-        for unfinished in self.folder.glob(f".trial-{number:05d}.*"):
-            unfinished.unlink(missing_ok=True)
+        for before in range(1, generation):
+            for unfinished in self.folder.glob(f".{self.path(number, before).name}.*"):
+                unfinished.unlink(missing_ok=True)
         return own
 
     def latest(self, number: int) -> Path | None:

@@ -25,7 +25,7 @@ from visweep.sealed import read_sealed
 from visweep.storage import rows, schema
 from visweep.storage.artifacts import Checkpoints, folder_name
 from visweep.storage.backup import copy_beside, frozen_copy, read_study
-from visweep.storage.engine import Storage, artifact_folder, open_storage
+from visweep.storage.engine import Storage, artifact_folder, open_storage, study_attributes
 from visweep.storage.mending import (
     close_as_failed,
     delete_reports_after,
@@ -117,7 +117,7 @@ def repair(url: str, name: str | None = None) -> list[Path]:
     storage = open_storage(url, must_exist=True)
     try:
         with storage.reading() as connection:
-            wanted = [name] if name is not None else rows.names(connection)
+            wanted = [name] if name is not None else _ours(connection)
         _require_idle(storage, wanted)
         backups = _packs(url, wanted) if path is None else [copy_beside(path)]
         with storage.transaction() as connection:
@@ -133,12 +133,26 @@ def repair(url: str, name: str | None = None) -> list[Path]:
     return backups
 
 
+def _ours(connection: sa.Connection) -> list[str]:
+    """The studies that visweep made."""
+    query = (
+        sa.select(rows.studies.c.study_name)
+        .join(study_attributes, study_attributes.c.study_id == rows.studies.c.study_id)
+        .where(study_attributes.c.key == SPECIFICATION)
+        .order_by(rows.studies.c.study_id)
+    )
+    return list(connection.execute(query).scalars())
+
+
 def _packs(url: str, names: Iterable[str]) -> list[Path]:
     """A server has no file to be copied."""
     packs = []
     for name in names:
-        packs.append(Path(f"{folder_name(name, {})}-before-repair.visweep"))
-        pack(url, name, packs[-1].resolve())
+        count = 1
+        while (path := Path(f"{folder_name(name, {})}-before-repair-{count}.visweep")).exists():
+            count += 1
+        pack(url, name, path.resolve())
+        packs.append(path)
     return packs
 
 
@@ -167,6 +181,8 @@ def _damage(path: Path) -> list[Finding]:
     try:
         with closing(read_only(path)) as connection:
             found = [row[0] for row in connection.execute("PRAGMA integrity_check(20)")]
+    except sqlite3.OperationalError as e:
+        raise StorageError(f"storage {path}: {e}") from e
     except sqlite3.DatabaseError as e:
         found = [str(e)]
     if found == ["ok"]:

@@ -348,7 +348,8 @@ def _create(url: sqlalchemy.URL, path: Path) -> None:
         except FileExistsError:
             pass
         except OSError:  # a file system without links
-            made.replace(path)
+            if not path.exists():
+                made.replace(path)
 
 
 def describe(error: BaseException, url: sqlalchemy.URL) -> str:

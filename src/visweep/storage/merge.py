@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,8 +94,20 @@ def _studies(
     first: Path, second: Path
 ) -> Iterator[tuple[str, tuple[StudyRows | None, StudyRows | None]]]:
     found = [_read(first), _read(second)]
+    _require_equal_names(*found)
     for name in dict.fromkeys([*found[0], *found[1]]):
         yield name, (found[0].get(name), found[1].get(name))
+
+
+def _require_equal_names(here: Mapping[str, StudyRows], there: Mapping[str, StudyRows]) -> None:
+    names = {s.attributes[STUDY_ID]: s.name for s in here.values() if STUDY_ID in s.attributes}
+    for study in there.values():
+        name = names.get(study.attributes.get(STUDY_ID))
+        if name is not None and study.name not in here and name not in there:
+            raise UsageError(
+                f"study {name!r} of the first file is called {study.name!r} in the second; "
+                "only copies of one name unite"
+            )
 
 
 def _read(path: Path) -> dict[str, StudyRows]:

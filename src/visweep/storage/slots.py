@@ -9,7 +9,7 @@ added have no row; they are kept and not counted.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -212,6 +212,22 @@ class Slots:
                 sa.delete(system_attributes).where(
                     system_attributes.c.trial_id == lease.trial_id,
                     system_attributes.c.key.startswith(_RUNG, autoescape=True),
+                )
+            )
+
+    @patient
+    def forget(self, lease: Lease, keys: Sequence[str]) -> None:
+        """Delete system attributes of a trial.
+
+        Raises:
+            LeaseLost: the lease is no longer held.
+        """
+        with self._storage.transaction() as connection:
+            self._require(connection, lease)
+            connection.execute(
+                sa.delete(system_attributes).where(
+                    system_attributes.c.trial_id == lease.trial_id,
+                    system_attributes.c.key.in_(keys),
                 )
             )
 
