@@ -12,7 +12,7 @@ from visweep.data.dataset import Dataset, Split
 from visweep.data.resident import to_device
 from visweep.draws import Draws
 from visweep.models.layers import initialise
-from visweep.training.evaluate import BATCH_SIZE, evaluate, predict
+from visweep.training.evaluate import BATCH_SIZES, evaluate, predict
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ def data() -> Dataset:
         images[:, 1] //= 3
         return Split(images, rng.integers(0, 4, count))
 
-    parts = {"train": split(100), "val": split(BATCH_SIZE + 88)}
+    parts = {"train": split(100), "val": split(BATCH_SIZES["cpu"] + 88)}
     return Dataset(name="noise", classes=tuple("abcd"), fingerprint="", may_flip=False, **parts)
 
 

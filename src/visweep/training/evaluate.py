@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from visweep.data.resident import ResidentData, ResidentSplit
 
-BATCH_SIZE = 512
+BATCH_SIZES = {"cpu": 128, "cuda": 512}
+"""Images per forward pass: a GPU wants many; on the CPU they only cost memory."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,10 @@ def evaluate(
     loss = torch.zeros(replicas, dtype=torch.float64, device=data.device)
     correct = torch.zeros(replicas, dtype=torch.int64, device=data.device)
     model.eval()
-    for start in range(0, len(split), BATCH_SIZE):
-        labels = split.labels[start : start + BATCH_SIZE].expand(replicas, -1)
-        logits = predict(model, data, split.images[start : start + BATCH_SIZE], replicas, dtype)
+    size = BATCH_SIZES.get(data.device.type, 512)
+    for start in range(0, len(split), size):
+        labels = split.labels[start : start + size].expand(replicas, -1)
+        logits = predict(model, data, split.images[start : start + size], replicas, dtype)
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         loss += losses.view(replicas, -1).sum(1)
         correct += (logits.argmax(-1) == labels).sum(1)
