@@ -46,8 +46,9 @@ def printed(study: optuna.Study, width: int, where: tuple[str, ...] = ()) -> str
     return file.getvalue()
 
 
-def test_the_best_come_first_and_the_earlier_of_two_alike(study: optuna.Study) -> None:
-    assert [t.number for t in finished(study.trials)][:4] == [1, 3, 0, 2]
+def test_the_completed_come_first_and_the_best_of_them(study: optuna.Study) -> None:
+    numbers = [t.number for t in finished(study.trials)]
+    assert (numbers[:2], numbers[-2:]) == ([1, 0], [3, 2])
 
 
 def test_what_pruning_saved(study: optuna.Study) -> None:

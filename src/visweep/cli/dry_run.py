@@ -28,6 +28,8 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
             with_parameters(specification.model, specification.train, p)[0]
         ),
     )
+    # What is only slow the first time is no part of any trial's cost.
+    measure(*with_parameters(specification.model, specification.train, points[0]), data)
     table = Table(title=f"cost of one trial on {prepared.device}", title_justify="left")
     for heading in ("model", "params", "multiply-adds", "per epoch", "unpruned trial"):
         table.add_column(heading, justify="right" if heading != "model" else "left")

@@ -28,6 +28,7 @@ from visweep.training.device import resolve_device
 from visweep.training.fit import fit
 from visweep.training.results import EpochResult
 
+_WORDS = {"True": "true", "False": "false"}
 _MODELS: dict[str, ModelConfig] = {"vit": ViTConfig(), "convnet": ConvNetConfig()}
 
 
@@ -147,7 +148,7 @@ def _changes(given: tuple[str, ...]) -> dict[str, Any]:
         if not (name and equals and written):
             raise UsageError(f"--set: {change!r} is not FIELD=VALUE, such as depth=4")
         try:
-            value = json.loads(written)
+            value = json.loads(_WORDS.get(written, written))
         except ValueError:
             value = written
         # No field is a list.

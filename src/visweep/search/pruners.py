@@ -67,16 +67,13 @@ def rungs_from(
 
 
 def _halving(_: int, epochs: int) -> BasePruner:
-    """After a quarter of the epochs the best sixth goes on, from the seventh trial.
+    """After a quarter of the epochs the best seventh goes on; the best so far always does.
 
-    The first few would be spared for want of others to compare with. Chosen in
-    benchmarks/RESULTS.md. One epoch says little: models that end best are still warming up.
-    Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943; asynchronous as in Li et al.
-    2020, https://arxiv.org/abs/1810.05934.
+    Chosen in benchmarks/RESULTS.md. One epoch says little: models that end best are still warming
+    up. Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943; asynchronous as in Li et
+    al. 2020, https://arxiv.org/abs/1810.05934.
     """
-    return SuccessiveHalvingPruner(
-        min_resource=max(1, epochs // 4), reduction_factor=6, bootstrap_count=6
-    )
+    return SuccessiveHalvingPruner(min_resource=max(1, epochs // 4), reduction_factor=7)
 
 
 def _hyperband(seed: int, epochs: int) -> BasePruner:

@@ -64,7 +64,12 @@ class OpenStudy:
         trials = self.trials()
         count = Counter(t.state for t in trials)
         finished = [t for t in trials if t.state in FINISHED and t.value is not None]
-        best = max(finished, key=lambda t: (t.value, -t.number), default=None)
+        # What a pruned trial would have come to, nobody knows.
+        best = max(
+            finished,
+            key=lambda t: (t.state == TrialState.COMPLETE, t.value, -t.number),
+            default=None,
+        )
         return Progress(
             budget=self.study.user_attrs[BUDGET],
             complete=count[TrialState.COMPLETE],

@@ -43,9 +43,9 @@ def savings(trials: list[FrozenTrial], epochs: int) -> Savings:
 
 
 def finished(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Those that are finished, best first."""
+    """Those that are finished: the completed ones best first, then the pruned ones."""
     ended = [t for t in trials if t.state in FINISHED]
-    return sorted(ended, key=lambda t: (-(t.value or 0.0), t.number))
+    return sorted(ended, key=lambda t: (t.state == TrialState.PRUNED, -(t.value or 0.0), t.number))
 
 
 def print_summary(

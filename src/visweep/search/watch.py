@@ -40,7 +40,7 @@ class Progress:
         budget: trials that it is to finish.
         complete, pruned, failed, running: trials by state.
         elsewhere: how many of those that run are held by workers on other machines.
-        best: number, validation accuracy and parameters of the best trial so far.
+        best: number, validation accuracy and parameters of the best completed trial so far.
     """
 
     budget: int

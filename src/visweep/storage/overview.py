@@ -37,7 +37,7 @@ _BEST = """
     SELECT t.study_id, t.number, v.value
     FROM trials t JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
     WHERE t.state IN ('COMPLETE', 'PRUNED') AND v.value IS NOT NULL
-    ORDER BY t.study_id, v.value, t.number DESC
+    ORDER BY t.study_id, CASE t.state WHEN 'COMPLETE' THEN 1 ELSE 0 END, v.value, t.number DESC
 """
 
 
@@ -51,7 +51,7 @@ class StudyOverview:
         finished: how many of them it has finished.
         states: number of trials by Optuna's name of their state, those of other tools included.
         interrupted: how many of the RUNNING ones no worker holds, as far as can be told from here.
-        best: number and value of the best finished trial.
+        best: number and value of the best completed trial; of a pruned one where there is none.
     """
 
     name: str
