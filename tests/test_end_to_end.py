@@ -428,7 +428,7 @@ def test_a_full_disk_ends_it_with_one_line_and_loses_nothing(
     assert process.status == 1, process.stdout
     (line,) = process.stderr.splitlines()
     if full == "checkpoint":
-        folder = mine.file.parent / "artifacts"
+        (folder,) = (mine.file.parent / "artifacts").iterdir()
         assert line == f"error: File too large: {folder}; every finished trial is kept"
     else:
         assert line == f"error: storage {mine.url}: disk I/O error"

@@ -321,6 +321,25 @@ class TestFailures:
         assert states(done) == ["COMPLETE", "COMPLETE"]
         assert done.heard.notes == ["trial 0 was adopted by another worker"]
 
+    def test_who_was_adopted_gives_up_although_the_trial_is_finished(
+        self, sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, open_file: Any, file: Path
+    ) -> None:
+        made = sweep(1)
+        other = open_file(file)
+        theirs = Slots(other, made.opened.study_id, Owner("elsewhere", "boot", 1, "1"), 0.0)
+        real = _TrialRun._tell
+
+        def finished_meanwhile(trial: _TrialRun, *result: Any) -> None:
+            leases = [theirs.take() for _ in range(2)]
+            assert leases[-1] is not None
+            optuna.load_study(study_name="study", storage=other).tell(0, 0.75)
+            real(trial, *result)
+
+        monkeypatch.setattr(_TrialRun, "_tell", finished_meanwhile)
+        done = made.run()
+        assert [t.value for t in done.trials] == [0.75]
+        assert len(done.heard.notes) == 1
+
     def test_a_slot_that_was_closed_unused_is_no_failure(
         self, sweep: MakeSweep, storage: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

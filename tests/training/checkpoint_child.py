@@ -56,18 +56,23 @@ def read(path: Path) -> int:
 
 
 def killed(folder: Path) -> dict[str, list[Any]]:
-    """Write one checkpoint after another in a process that is killed after a while; 12 times."""
+    """Write one checkpoint after another in a process that is killed after a while.
+
+    At least 12 times, and until a kill fell into the midst of a write.
+    """
     path = folder / "run.checkpoint"
     write(path, 0)
     found, halves = [], []
-    for attempt in range(12):
+    for attempt in range(100):
+        if attempt >= 12 and any(size < path.stat().st_size for size in halves):
+            break
         child = os.fork()
         if child == 0:
             number = 1000 * attempt
             while True:
                 number += 1
                 write(path, number)
-        time.sleep(0.05 + 0.013 * attempt)
+        time.sleep(0.05 + 0.013 * (attempt % 12))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         found.append(read(path))

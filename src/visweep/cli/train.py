@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from visweep import data, text
@@ -24,6 +25,7 @@ from visweep.data.resident import to_device
 from visweep.errors import DataError, UsageError, unknown_name
 from visweep.search.study import specification_of
 from visweep.search.summary import finished
+from visweep.search.threads import THREADS
 from visweep.training.device import resolve_device
 from visweep.training.fit import fit
 from visweep.training.results import EpochResult
@@ -57,6 +59,7 @@ class _Configuration:
     train: TrainConfig
     data: DataConfig
     fingerprint: str | None
+    threads: int | None = None
 
 
 def train_once(console: Console, wanted: Wanted) -> None:
@@ -67,6 +70,9 @@ def train_once(console: Console, wanted: Wanted) -> None:
     """
     device = resolve_device(wanted.device)
     configuration = _from_study(wanted) if wanted.study else _from_options(wanted)
+    if configuration.threads is not None:
+        # As in the search: sums are rounded by it.
+        torch.set_num_threads(configuration.threads)
     dataset = data.load(configuration.data)
     if configuration.fingerprint not in (None, dataset.fingerprint):
         raise DataError(f"--data-dir: these are not the images of study {wanted.study!r}")
@@ -111,6 +117,7 @@ def _from_study(wanted: Wanted) -> _Configuration:
             raise UsageError(f"{option}: the study decides that; leave out {option} or --study")
     with opened(wanted.storage, wanted.study) as (study, _):
         specification = specification_of(study)
+        threads = study.user_attrs.get(THREADS)
         candidates = finished(study.get_trials(deepcopy=False))
         if wanted.trial is not None:
             candidates = [t for t in study.get_trials(deepcopy=False) if t.params]
@@ -121,9 +128,8 @@ def _from_study(wanted: Wanted) -> _Configuration:
         parameters = candidates[0].params
     model, train = with_parameters(specification.model, specification.train, parameters)
     where = None if wanted.data_dir is None else str(wanted.data_dir)
-    return _Configuration(
-        model, train, specification.data.replace(data_dir=where), specification.fingerprint
-    )
+    images = specification.data.replace(data_dir=where)
+    return _Configuration(model, train, images, specification.fingerprint, threads)
 
 
 def _from_options(wanted: Wanted) -> _Configuration:

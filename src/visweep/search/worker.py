@@ -273,12 +273,20 @@ class _TrialRun:
             self.lease.trial_id, {**_attributes(result), "ended": ended, **self._whereabouts()}
         )
         if result.ended == "completed":
-            state, values = TrialState.COMPLETE, result.history[-1].mean_val_accuracy
-            self.opened.study.tell(self.lease.number, values, state)
+            state = TrialState.COMPLETE
+            self._tell(state, result.history[-1].mean_val_accuracy)
         else:
             state = TrialState.PRUNED
-            self.opened.study.tell(self.lease.number, state=state)
+            self._tell(state, None)
         self.state, self.ended = state, ended
+
+    def _tell(self, state: TrialState, value: float | None) -> None:
+        try:
+            self.opened.study.tell(self.lease.number, value, state)
+        except ValueError:
+            # Optuna looks before it writes: who has adopted the trial may have finished it.
+            self.opened.slots.renew(self.lease)
+            raise
 
     def _whereabouts(self) -> dict[str, Any]:
         return {"device": self.worker.trainer.device, "provenance": self.worker.provenance}
