@@ -17,19 +17,18 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from visweep.analysis import figures
-from visweep.analysis.figures import Chart, NothingToDraw
+from visweep.analysis.figures.chart import Chart, NothingToDraw
+from visweep.analysis.figures.curves import learning_curves
+from visweep.analysis.figures.history import history
+from visweep.analysis.figures.importance import importance
+from visweep.analysis.figures.parallel import parallel_coordinates
+from visweep.analysis.figures.slices import slices
 from visweep.analysis.measure import Measure
 
 ACCURACY = Measure("validation accuracy", percent=True, maximize=True)
 LOSS = Measure("loss", percent=False, maximize=False, step="step")
 
-ONE_CHART = [
-    figures.history,
-    figures.learning_curves,
-    figures.parallel_coordinates,
-    figures.importance,
-]
+ONE_CHART = [history, learning_curves, parallel_coordinates, importance]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def test_every_figure_of_a_sweep_has_contents_and_words(
 
 
 def test_history_shows_pruned_trials_apart(trials: list[FrozenTrial]) -> None:
-    chart = figures.history(trials, ACCURACY, baseline=trials[0])
+    chart = history(trials, ACCURACY, baseline=trials[0])
     completed, pruned = trace(chart, "completed"), trace(chart, "pruned")
     assert list(completed.x) == [t.number for t in of(trials, TrialState.COMPLETE)]
     assert list(pruned.x) == [t.number for t in of(trials, TrialState.PRUNED)]
@@ -94,7 +93,7 @@ def test_history_shows_pruned_trials_apart(trials: list[FrozenTrial]) -> None:
 def test_best_so_far_counts_completed_trials_only_and_never_falls(
     trials: list[FrozenTrial],
 ) -> None:
-    line = trace(figures.history(trials, ACCURACY), "best so far")
+    line = trace(history(trials, ACCURACY), "best so far")
     assert list(line.y) == sorted(line.y)
     best = max(t.value or 0.0 for t in of(trials, TrialState.COMPLETE))
     assert line.y[-1] == round(100 * best, 2)
@@ -105,13 +104,13 @@ def test_best_so_far_falls_where_less_is_better() -> None:
     trials = [
         finished(i, TrialState.COMPLETE, v, {"x": v}, space) for i, v in enumerate([0.5, 0.7, 0.2])
     ]
-    chart = figures.history(trials, LOSS)
+    chart = history(trials, LOSS)
     assert list(trace(chart, "best so far").y) == [0.5, 0.5, 0.2, 0.2]
     assert list(trace(chart, "best").x) == [2]
 
 
 def test_curves_end_in_a_cross_where_trials_were_pruned(trials: list[FrozenTrial]) -> None:
-    chart = figures.learning_curves(trials, ACCURACY, baseline=trials[0])
+    chart = learning_curves(trials, ACCURACY, baseline=trials[0])
     ends = trace(chart, "pruned here")
     pruned = of(trials, TrialState.PRUNED)
     assert list(ends.x) == [max(t.intermediate_values) for t in pruned]
@@ -125,12 +124,12 @@ def test_curves_end_in_a_cross_where_trials_were_pruned(trials: list[FrozenTrial
 def test_curves_include_running_trials() -> None:
     running = create_trial(state=TrialState.RUNNING, intermediate_values={1: 0.2, 2: 0.3})
     running.number = 0
-    chart = figures.learning_curves([running], ACCURACY)
+    chart = learning_curves([running], ACCURACY)
     assert list(trace(chart, "running").y) == [20, 30, None]
 
 
 def test_parallel_coordinates_draw_each_finished_trial_once(trials: list[FrozenTrial]) -> None:
-    chart = figures.parallel_coordinates(trials, ACCURACY)
+    chart = parallel_coordinates(trials, ACCURACY)
     groups = ["pruned", "lowest third", "middle third", "best third"]
     lines = sum(trace(chart, name).x.count(None) for name in groups)
     assert lines == len(of(trials, TrialState.COMPLETE)) + len(of(trials, TrialState.PRUNED))
@@ -140,7 +139,7 @@ def test_parallel_coordinates_draw_each_finished_trial_once(trials: list[FrozenT
 
 
 def test_slices_cover_every_parameter_that_varies(trials: list[FrozenTrial]) -> None:
-    charts = figures.slices(trials, ACCURACY, baseline=trials[0])
+    charts = slices(trials, ACCURACY, baseline=trials[0])
     assert [c.title for c in charts] == [
         "patch_size",
         "embed_dim",
@@ -175,14 +174,14 @@ def test_importance_counts_pruned_trials_as_not_among_the_best() -> None:
         )
         for i, (a, b) in enumerate([("bad", "x"), ("bad", "y"), ("good", "x"), ("good", "y")] * 6)
     ]
-    chart = figures.importance(trials, ACCURACY)
+    chart = importance(trials, ACCURACY)
     shares = dict(zip(chart.figure.data[0].y, chart.figure.data[0].x, strict=True))
     assert shares["a"] > 90
     assert math.isclose(sum(shares.values()), 100, abs_tol=0.1)
 
 
 def test_importance_states_its_method_and_what_it_counts(trials: list[FrozenTrial]) -> None:
-    caption = figures.importance(trials, ACCURACY).caption
+    caption = importance(trials, ACCURACY).caption
     assert "PED-ANOVA" in caption
     assert "Pruned trials count as not among the best" in caption
 
@@ -197,14 +196,14 @@ def test_importance_follows_the_direction() -> None:
         finished(i, TrialState.COMPLETE, v, {"decides": i % 10, "idle": (i * 7) % 9}, space)
         for i, v in enumerate([0.1, 0.9, 0.8, 0.95, 0.85, 0.99, 0.7, 0.92, 0.83, 0.91] * 6)
     ]
-    chart = figures.importance(trials, LOSS)
+    chart = importance(trials, LOSS)
     assert chart.figure.data[0].y[-1] == "decides"
 
 
 NO_TRIALS: list[FrozenTrial] = []
 
 
-@pytest.mark.parametrize("draw", [*ONE_CHART, figures.slices])
+@pytest.mark.parametrize("draw", [*ONE_CHART, slices])
 def test_without_trials_a_reason_is_given(draw: Callable[..., object]) -> None:
     with pytest.raises(NothingToDraw, match=r"\.$"):
         draw(NO_TRIALS, ACCURACY)
@@ -212,23 +211,23 @@ def test_without_trials_a_reason_is_given(draw: Callable[..., object]) -> None:
 
 def test_importance_of_few_trials_says_how_many_it_needs(trials: list[FrozenTrial]) -> None:
     with pytest.raises(NothingToDraw, match="at least 5 completed trials and 10 finished"):
-        figures.importance(trials[:4], ACCURACY)
+        importance(trials[:4], ACCURACY)
 
 
 def test_importance_of_equal_trials_is_refused() -> None:
     space: dict[str, BaseDistribution] = {"x": FloatDistribution(0, 1)}
     trials = [finished(i, TrialState.COMPLETE, 0.5, {"x": i / 20}, space) for i in range(20)]
     with pytest.raises(NothingToDraw, match="20 of 20 finished trials are equally good"):
-        figures.importance(trials, ACCURACY)
+        importance(trials, ACCURACY)
 
 
 def test_a_single_possible_value_is_nothing_to_compare() -> None:
     space: dict[str, BaseDistribution] = {"only": CategoricalDistribution(["one"])}
     trials = [finished(i, TrialState.COMPLETE, 0.5, {"only": "one"}, space) for i in range(3)]
-    for draw in (figures.parallel_coordinates, figures.slices, figures.importance):
+    for draw in (parallel_coordinates, slices, importance):
         with pytest.raises(NothingToDraw, match="No parameter has more than one value"):
             draw(trials, ACCURACY)
-    assert drawn_points(figures.history(trials, ACCURACY).figure) > 3
+    assert drawn_points(history(trials, ACCURACY).figure) > 3
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:
@@ -242,7 +241,7 @@ def test_values_that_are_not_finite_are_left_out() -> None:
     )
     diverged.number = 1
     usual = finished(2, TrialState.COMPLETE, 0.5, {"x": 0.1}, space)
-    chart = figures.history([infinite, diverged, usual], ACCURACY)
+    chart = history([infinite, diverged, usual], ACCURACY)
     assert list(trace(chart, "completed").x) == [2]
     assert list(trace(chart, "pruned").y) == [30]
     assert "Not drawn: 1" in chart.caption
@@ -250,11 +249,11 @@ def test_values_that_are_not_finite_are_left_out() -> None:
 
 def test_all_pruned_still_draws_all_but_importance(trials: list[FrozenTrial]) -> None:
     pruned = of(trials, TrialState.PRUNED)
-    for draw in (figures.history, figures.learning_curves, figures.parallel_coordinates):
+    for draw in (history, learning_curves, parallel_coordinates):
         assert drawn_points(draw(pruned, ACCURACY).figure) >= len(pruned)
-    assert len(figures.slices(pruned, ACCURACY)) == 7
+    assert len(slices(pruned, ACCURACY)) == 7
     with pytest.raises(NothingToDraw):
-        figures.importance(pruned, ACCURACY)
+        importance(pruned, ACCURACY)
 
 
 def test_conditional_parameters_leave_gaps() -> None:
@@ -264,9 +263,9 @@ def test_conditional_parameters_leave_gaps() -> None:
         finished(0, TrialState.COMPLETE, 0.5, {"x": 0.1}, first),
         finished(1, TrialState.COMPLETE, 0.6, {"x": 0.2, "y": 10}, second),
     ]
-    slices = {chart.title: chart for chart in figures.slices(trials, ACCURACY)}
-    assert list(trace(slices["y"], "completed").x) == [10]
-    assert drawn_points(figures.parallel_coordinates(trials, ACCURACY).figure) == 5 + 3
+    by_title = {chart.title: chart for chart in slices(trials, ACCURACY)}
+    assert list(trace(by_title["y"], "completed").x) == [10]
+    assert drawn_points(parallel_coordinates(trials, ACCURACY).figure) == 5 + 3
 
 
 def test_names_are_escaped_for_plotly() -> None:
@@ -276,9 +275,9 @@ def test_names_are_escaped_for_plotly() -> None:
         for i, choice in enumerate(["<i>", "%{x}"])
     ]
     for chart in (
-        figures.history(trials, ACCURACY),
-        figures.parallel_coordinates(trials, ACCURACY),
-        *figures.slices(trials, ACCURACY),
+        history(trials, ACCURACY),
+        parallel_coordinates(trials, ACCURACY),
+        *slices(trials, ACCURACY),
     ):
         text = str(chart.figure.to_plotly_json())
         assert "<i>" not in text

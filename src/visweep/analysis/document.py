@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from visweep.analysis.figures import Chart
+from visweep.analysis.figures.chart import Chart
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,11 @@ class Paragraph:
     text: str
     role: str = ""
     """"" | "note" | "lead" """
+
+
+def note(words: str) -> Paragraph:
+    """A remark."""
+    return Paragraph(words, role="note")
 
 
 @dataclass(frozen=True)

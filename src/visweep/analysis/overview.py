@@ -20,6 +20,16 @@ from optuna.trial import FrozenTrial, TrialState
 from visweep.analysis.measure import Measure
 from visweep.errors import UsageError
 from visweep.storage.specification import BUDGET, SPECIFICATION
+from visweep.training.results import OUT_OF_MEMORY
+
+STATE_WORDS = {
+    TrialState.COMPLETE: "completed",
+    TrialState.PRUNED: "pruned",
+    TrialState.RUNNING: "running",
+    TrialState.FAIL: "failed",
+    TrialState.WAITING: "waiting",
+}
+"""What a page calls the states of trials."""
 
 
 def attribute(trial: FrozenTrial, name: str) -> float | None:
@@ -174,7 +184,7 @@ class Overview:
             return None
         return Cost(
             spent=sum(epochs(trial) for trial in self.finished),
-            unpruned=full * len(self.finished),
+            unpruned=sum(epochs(t) if _was_too_large(t) else full for t in self.finished),
             seconds_saved=_seconds_saved(self.having(TrialState.PRUNED), full),
         )
 
@@ -186,9 +196,16 @@ class Overview:
         return (min(begun), max(ended)) if begun and ended else None
 
 
+def _was_too_large(trial: FrozenTrial) -> bool:
+    """Whether it could not have run on, so that pruning saved none of it."""
+    return trial.user_attrs.get("ended") == OUT_OF_MEMORY
+
+
 def _seconds_saved(pruned: Sequence[FrozenTrial], full: int) -> float | None:
     saved = None
     for trial in pruned:
+        if _was_too_large(trial):
+            continue
         seconds, ran = attribute(trial, "seconds"), epochs(trial)
         if seconds is not None and ran > 0:
             saved = (saved or 0.0) + seconds / ran * max(0, full - ran)

@@ -16,7 +16,7 @@ from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from visweep.analysis.document import Document
-from visweep.analysis.figures import Chart, theme
+from visweep.analysis.figures.chart import Chart, theme
 
 
 def to_html(document: Document) -> str:

@@ -1,0 +1,70 @@
+"""The sections that are figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from optuna.trial import FrozenTrial
+
+from visweep.analysis.document import Plot, PlotGrid, Section, note
+from visweep.analysis.figures.chart import Chart, NothingToDraw
+from visweep.analysis.figures.curves import learning_curves
+from visweep.analysis.figures.history import history
+from visweep.analysis.figures.importance import importance
+from visweep.analysis.figures.parallel import parallel_coordinates
+from visweep.analysis.figures.slices import slices
+from visweep.analysis.measure import Measure
+from visweep.analysis.overview import Overview
+
+
+def history_section(overview: Overview) -> Section:
+    """The objective by trial number."""
+    chart = partial(history, *_shown(overview), overview.baseline)
+    return _drawn("history", "History", chart)
+
+
+def curves_section(overview: Overview) -> Section:
+    """The learning curves."""
+    chart = partial(learning_curves, *_shown(overview), overview.baseline)
+    return _drawn("curves", "Learning curves", chart)
+
+
+def parallel_section(overview: Overview) -> Section:
+    """All parameters of all trials in one picture."""
+    chart = partial(parallel_coordinates, *_shown(overview), overview.baseline)
+    return _drawn("parallel", "Parallel coordinates", chart)
+
+
+def slices_section(overview: Overview) -> Section:
+    """The objective against one parameter at a time."""
+    try:
+        charts = slices(overview.trials, overview.measure, overview.baseline)
+    except NothingToDraw as e:
+        return Section("slices", "Slices", [note(str(e))])
+    diamond = "" if overview.baseline in (None, overview.best) else ", the diamond the baseline"
+    caption = (
+        f"{overview.measure.name.capitalize()} of each trial against one parameter at a time. "
+        "Circles completed; crosses were pruned and stand at the last value that they reported; "
+        f"the star is the best trial{diamond}. The other parameters differ from point to point, "
+        "so a slice does not show the effect of one parameter alone."
+    )
+    return Section("slices", "Slices", [PlotGrid(charts, caption)])
+
+
+def importance_section(overview: Overview) -> Section:
+    """Which parameters mattered for being among the best."""
+    title = "Parameter importance"
+    return _drawn("importance", title, partial(importance, *_shown(overview)))
+
+
+def _shown(overview: Overview) -> tuple[Sequence[FrozenTrial], Measure]:
+    return overview.trials, overview.measure
+
+
+def _drawn(anchor: str, title: str, draw: Callable[[], Chart]) -> Section:
+    """A section of one figure, or of the reason why there is none."""
+    try:
+        return Section(anchor, title, [Plot(draw())])
+    except NothingToDraw as e:
+        return Section(anchor, title, [note(str(e))])

@@ -1,0 +1,72 @@
+"""The best trials, and how all trials ended."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from optuna.trial import FrozenTrial
+
+from visweep.analysis.document import Block, Section, Table, note
+from visweep.analysis.overview import STATE_WORDS, Overview, epochs, ranked
+from visweep.analysis.sections.cells import MISSING, measurements, setting
+from visweep.analysis.sections.replicates import remark, replicates_table
+from visweep.storage.replicates import originals
+
+TOP_TRIALS = 10
+"""How many trials the table of the best ones lists."""
+
+
+def trials_section(overview: Overview) -> Section:
+    """The best trials and how all trials ended."""
+    if not overview.trials:
+        return Section("trials", "Trials", [note("There are no trials yet.")])
+    blocks = [*_top_table(overview), *replicates_table(overview), _endings_table(overview)]
+    return Section("trials", "Trials", blocks)
+
+
+def _top_table(overview: Overview) -> list[Block]:
+    best = ranked(overview.trials, overview.measure)[:TOP_TRIALS]
+    if not best:
+        return [note("No trial has completed with a value.")]
+    measured = [
+        (heading, [cell(trial) for trial in best]) for heading, cell in measurements(overview)
+    ]
+    known = [column for column in measured if set(column[1]) != {MISSING}]
+    searched = [(name, [setting(trial, name) for trial in best]) for name in overview.varied]
+    columns = [known[0], *searched, *known[1:]]
+    replicates = originals(overview.trials)
+    rows = [
+        [
+            f"{rank}. trial {trial.number}{remark(replicates, trial)}",
+            *(column[rank - 1] for _, column in columns),
+        ]
+        for rank, trial in enumerate(best, start=1)
+    ]
+    headings = ["rank", *(heading for heading, _ in columns)]
+    caption = f"The best {len(best)} of the completed trials, by {overview.measure.name}"
+    numeric = frozenset(range(1, len(headings)))
+    return [Table(caption, headings, rows, numeric, marked=frozenset({0}))]
+
+
+def _endings_table(overview: Overview) -> Table:
+    trials: Counter[str] = Counter()
+    ran: Counter[str] = Counter()
+    for trial in overview.trials:
+        ending = _ending(trial)
+        trials[ending] += 1
+        ran[ending] += epochs(trial)
+    return Table(
+        "How the trials ended",
+        ["ending", "trials", f"{overview.measure.step}s run"],
+        [[ending, f"{count:,}", f"{ran[ending]:,}"] for ending, count in trials.most_common()],
+        numeric=frozenset({1, 2}),
+    )
+
+
+def _ending(trial: FrozenTrial) -> str:
+    """Why the trial ended, without the epoch at which it did."""
+    reason = trial.user_attrs.get("ended")
+    if not trial.state.is_finished() or not isinstance(reason, str) or not reason:
+        return STATE_WORDS[trial.state]
+    return re.sub(r" at epoch \d+$", "", reason)
