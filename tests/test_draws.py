@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 from torch import Tensor
 
-from visweep.draws import Draws, key
+from visweep.draws import Draws, Part, key
 
 CPU = torch.device("cpu")
 SEEDS = st.lists(st.integers(0, 2**31), min_size=1, max_size=4, unique=True)
@@ -110,6 +110,26 @@ def test_a_replicas_mask_is_its_own_whatever_rates_stand_beside_it(
         assert torch.equal(stacked[k], alone)
         kept = torch.tensor(1 / (1 - rate), dtype=dtype)
         assert ((alone == 0) | (alone == kept)).all()
+
+
+@given(SEEDS, st.data(), st.integers(1, 9), st.integers(1, 3))
+def test_a_part_of_a_batch_has_the_draws_that_it_has_in_the_whole(
+    seeds: list[int], data: st.DataObject, images: int, tokens: int
+) -> None:
+    chosen = data.draw(st.lists(st.integers(0, images - 1), min_size=1, unique=True))
+    whole = at(5, *seeds)
+    part = whole.of(Part(torch.tensor(chosen), images))
+    rates = [0.3] * len(seeds)
+
+    def mask(draws: Draws, count: int, *shape: int) -> Tensor:
+        drawn = draws.dropout_mask((count, *shape), rates, torch.float32, "drop")
+        return drawn.view(len(seeds), count // tokens, tokens, *shape)
+
+    for shape in ((), (4,), (2, 3)):
+        drawn = mask(part, len(chosen) * tokens, *shape)
+        assert torch.equal(drawn, mask(whole, images * tokens, *shape)[:, chosen])
+    shift = part.integers(0, 5, (len(chosen), 2), "shift")
+    assert torch.equal(shift, whole.integers(0, 5, (images, 2), "shift")[:, chosen])
 
 
 def z_score(successes: int, count: int, probability: float) -> float:

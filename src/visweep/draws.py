@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -21,6 +23,19 @@ def key(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some images of a batch.
+
+    Attributes:
+        images: (n,) int64, which ones.
+        of: how many images the whole batch has.
+    """
+
+    images: Tensor
+    of: int
+
+
 class Draws:
     """The draws of K replicas at one moment.
 
@@ -28,19 +43,30 @@ class Draws:
         seeds: one per replica.
         device: where the drawn tensors live.
         moment: what the draws belong to, such as ("step", 17).
+        part: what is drawn per image is drawn for the whole batch, and given for this part of it:
+            an image's draws do not depend on how the batch is divided.
     """
 
     def __init__(
-        self, seeds: Sequence[int], device: torch.device, moment: tuple[int | str, ...]
+        self,
+        seeds: Sequence[int],
+        device: torch.device,
+        moment: tuple[int | str, ...],
+        part: Part | None = None,
     ) -> None:
         self.seeds = tuple(seeds)
         self.device = device
         self.moment = moment
+        self.part = part
         self._generator = torch.Generator(device)
 
     def at(self, *moment: int | str) -> Draws:
         """The same replicas' draws at another moment."""
         return Draws(self.seeds, self.device, moment)
+
+    def of(self, part: Part) -> Draws:
+        """The same draws for a part of the batch."""
+        return Draws(self.seeds, self.device, self.moment, part)
 
     def generator(self, replica: int, place: str) -> torch.Generator:
         """A generator at the start of the stream of this replica and place; use it at once,
@@ -63,12 +89,23 @@ class Draws:
             words[replica].random_(-(2**63), None, generator=self.generator(replica, place))
         return words.view(torch.uint8)[:, :count]
 
+    def _whole(self, count: int) -> int:
+        """How many values the whole batch has where the part has `count`."""
+        return count if self.part is None else count // len(self.part.images) * self.part.of
+
+    def _of_part(self, drawn: Tensor) -> Tensor:
+        """(K, values of the whole batch) to (K, values of the part)."""
+        if self.part is None:
+            return drawn
+        return drawn.view(len(drawn), self.part.of, -1)[:, self.part.images].flatten(1)
+
     def integers(self, low: int, high: int, shape: tuple[int, ...], place: str) -> Tensor:
-        """Uniform integers in [low, high), (K, *shape) int64."""
-        out = torch.empty((len(self.seeds), *shape), dtype=torch.int64, device=self.device)
+        """Uniform integers in [low, high), (K, *shape) int64; the first axis is of images."""
+        count = self._whole(prod(shape))
+        out = torch.empty((len(self.seeds), count), dtype=torch.int64, device=self.device)
         for replica in range(len(self.seeds)):
             out[replica].random_(low, high, generator=self.generator(replica, place))
-        return out
+        return self._of_part(out).view(len(self.seeds), *shape)
 
     def permutation(self, size: int, place: str) -> Tensor:
         """One random order of range(size) per replica, (K, size) int64."""
@@ -82,22 +119,20 @@ class Draws:
     def dropout_mask(
         self, shape: tuple[int, ...], rates: Sequence[float], dtype: torch.dtype, place: str
     ) -> Tensor:
-        """Inverted-dropout factors, 0 or 1/(1 - rate): (K, *shape) of `dtype`.
+        """Inverted-dropout factors, 0 or 1/(1 - rate): (K, *shape) of `dtype`. The first axis is
+        of images, or of images times tokens.
 
         Each element costs one random byte. A byte can only split at a multiple of 1/256, so the
         split is itself drawn, once per mask and replica, between the two nearest ones: over
         steps every element is dropped with exactly the rate asked for.
         """
-        count = 1
-        for size in shape:
-            count *= size
         splits, factors = [], []
         for replica, rate in enumerate(rates):
             exact = rate * 256.0
             nudge = key(self.seeds[replica], *self.moment, place, "split") / 2.0**63
             splits.append(int(exact + nudge))
             factors.append(1.0 / (1.0 - rate))
-        drawn = self.random_bytes(count, place)
+        drawn = self._of_part(self.random_bytes(self._whole(prod(shape)), place))
         kept = torch.empty_like(drawn, memory_format=torch.contiguous_format)
         if len(set(rates)) == 1 and len(set(splits)) == 1 and splits[0] < 256:  # fits in a byte
             mask = torch.ge(drawn, splits[0], out=kept).to(dtype).mul_(factors[0])

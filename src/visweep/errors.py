@@ -34,6 +34,10 @@ class CheckpointError(VisweepError):
     """A checkpoint is half-written, damaged, or belongs to another run."""
 
 
+class OutOfMemory(VisweepError):
+    """A model does not fit in memory, however its batches are divided."""
+
+
 def unknown_name(option: str, value: str, accepted: Iterable[str]) -> UsageError:
     """The error for a misspelt name, with the nearest accepted one suggested."""
     names = sorted(accepted)

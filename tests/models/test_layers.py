@@ -4,17 +4,23 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from visweep.draws import Draws, key
 from visweep.models.layers import (
+    GHOST,
     BatchNorm2d,
     Conv2d,
     Dropout,
     LayerNorm,
     Linear,
     Stacked,
+    ghosts,
     initialise,
+    woven,
 )
 
 K = 3
@@ -128,6 +134,50 @@ def test_batch_norm_is_torchs_for_each_replica_training_and_evaluating() -> None
     out = ours(side_by_side(x))
     for k, reference in enumerate(references):
         close(out[:, 2 * k : 2 * k + 2], reference.eval()(x[k]))
+
+
+class TestGhosts:
+    @given(st.integers(1, 400))
+    def test_hold_each_image_once_and_none_is_small(self, images: int) -> None:
+        parts = ghosts(images)
+        assert sorted(image for part in parts for image in part) == list(range(images))
+        assert len(parts) == max(1, images // GHOST)
+        assert all(len(part) == GHOST for part in parts[:-1])
+        assert GHOST <= len(parts[-1]) < 2 * GHOST or images < GHOST
+
+    @given(st.integers(1, 400), st.data())
+    def test_some_of_them_as_a_batch_of_their_own_are_the_same_ghosts(
+        self, images: int, data: st.DataObject
+    ) -> None:
+        parts = ghosts(images)
+        first = data.draw(st.integers(0, len(parts) - 1))
+        some = parts[first : data.draw(st.integers(first + 1, len(parts)))]
+        batch = woven(some)
+        assert [[batch[i] for i in part] for part in ghosts(len(batch))] == [
+            list(part) for part in some
+        ]
+
+    @pytest.mark.parametrize("images", [31, 32, 50, 64, 96, 100])
+    def test_batch_norm_is_torchs_for_each_of_them_in_turn(self, images: int) -> None:
+        ours = randomised(BatchNorm2d(K, 2))
+        mean, variance = torch.zeros(2 * K).double(), torch.ones(2 * K).double()
+        for batch in range(2):
+            x = rand(images, 2 * K, 3, 3, seed=batch) * 3 + 1
+            ours.zero_grad()
+            out, x_grad, grads = gradients(ours, x)
+            weighting = rand(*out.shape, seed=7)
+            weight = ours.weight.detach().flatten().requires_grad_()
+            bias = ours.bias.detach().flatten().requires_grad_()
+            for part in map(list, ghosts(images)):
+                those = x[part].clone().requires_grad_()
+                expected = F.batch_norm(those, mean, variance, weight, bias, training=True)
+                expected.backward(weighting[part])
+                close(out[part], expected)
+                close(x_grad[part], those.grad)
+            close(grads["weight"].flatten(), weight.grad)
+            close(grads["bias"].flatten(), bias.grad)
+            close(ours.running_mean.flatten(), mean)
+            close(ours.running_var.flatten(), variance)
 
 
 class TestDropout:

@@ -165,7 +165,7 @@ class TestForeign:
         fit(vit, train, quadrants, checkpoint=path, device="cpu", on_epoch=lambda r: True)
         return path
 
-    def refused(
+    def assert_refused(
         self, path: Path, model: ModelConfig, train: TrainConfig, data: Dataset, field: str
     ) -> None:
         before = path.read_bytes()
@@ -182,8 +182,8 @@ class TestForeign:
         train: TrainConfig,
         quadrants: Dataset,
     ) -> None:
-        self.refused(path, convnet, train, quadrants, "model")
-        self.refused(path, vit.replace(drop=0.11), train, quadrants, "model")
+        self.assert_refused(path, convnet, train, quadrants, "model")
+        self.assert_refused(path, vit.replace(drop=0.11), train, quadrants, "model")
 
     @pytest.mark.parametrize(
         "change", [{"lr": 1e-3}, {"seeds": (5, 3)}, {"epochs": 5}, {"precision": "bfloat16"}]
@@ -196,7 +196,7 @@ class TestForeign:
         quadrants: Dataset,
         change: dict[str, Any],
     ) -> None:
-        self.refused(path, vit, train.replace(**change), quadrants, "train")
+        self.assert_refused(path, vit, train.replace(**change), quadrants, "train")
 
     def test_data(
         self,
@@ -206,7 +206,7 @@ class TestForeign:
         quadrants: Dataset,
         many_quadrants: Dataset,
     ) -> None:
-        self.refused(path, vit, train, many_quadrants, "data")
+        self.assert_refused(path, vit, train, many_quadrants, "data")
 
 
 @pytest.fixture(scope="module")
@@ -233,36 +233,35 @@ def test_gives_back_what_was_written(written: Path) -> None:
 class TestDamaged:
     in_place = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
-    def refused(self, path: Path, content: bytes) -> str:
+    def assert_refused(self, path: Path, content: bytes) -> None:
         path.write_bytes(content)
         with pytest.raises(CheckpointError) as refusal:
             read(path)
         line = str(refusal.value)
         assert line.startswith(f"{path}: ")
         assert "\n" not in line
-        return line
 
     @in_place
     @given(data=st.data())
     def test_cut_off_anywhere(self, written: Path, tmp_path: Path, data: st.DataObject) -> None:
         content = written.read_bytes()
         length = data.draw(st.integers(0, len(content) - 1))
-        self.refused(tmp_path / "damaged", content[:length])
+        self.assert_refused(tmp_path / "damaged", content[:length])
 
     @in_place
     @given(data=st.data())
     def test_one_bit_flipped(self, written: Path, tmp_path: Path, data: st.DataObject) -> None:
         content = bytearray(written.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-        self.refused(tmp_path / "damaged", bytes(content))
+        self.assert_refused(tmp_path / "damaged", bytes(content))
 
     @in_place
     @given(content=st.binary(max_size=200))
     def test_something_else(self, tmp_path: Path, content: bytes) -> None:
-        self.refused(tmp_path / "damaged", content)
+        self.assert_refused(tmp_path / "damaged", content)
 
     def test_something_appended(self, written: Path, tmp_path: Path) -> None:
-        self.refused(tmp_path / "damaged", written.read_bytes() + b"\n")
+        self.assert_refused(tmp_path / "damaged", written.read_bytes() + b"\n")
 
     def test_by_fit_too(
         self, vit: ViTConfig, train: TrainConfig, quadrants: Dataset, tmp_path: Path
@@ -293,7 +292,7 @@ def saved(content: object) -> bytes:
 class TestHostile:
     """Files whose checksum is right: whoever made them meant to."""
 
-    def forged(self, path: Path, payload: bytes) -> None:
+    def assert_forgery_is_refused(self, path: Path, payload: bytes) -> None:
         checksum = hashlib.sha256(payload).hexdigest().encode()
         path.write_bytes(b"visweep checkpoint 1\n" + checksum + b"\n" + payload)
         with pytest.raises(CheckpointError, match="not a checkpoint that this version can read"):
@@ -310,7 +309,7 @@ class TestHostile:
             described = json.dumps({"identity": IDENTITY, "history": []})
             bomb = {"described": described, "tensors": {"values": bomb}}
         payload = dump(bomb)
-        self.forged(tmp_path / "forged", payload)
+        self.assert_forgery_is_refused(tmp_path / "forged", payload)
         assert not trace.exists()
         pickle.loads(pickle.dumps(Bomb(trace))).close()
         assert trace.exists()  # the bomb does work
@@ -331,11 +330,13 @@ class TestHostile:
         ids=str,
     )
     def test_other_contents_are_refused(self, tmp_path: Path, content: object) -> None:
-        self.forged(tmp_path / "forged", saved(content))
+        self.assert_forgery_is_refused(tmp_path / "forged", saved(content))
 
     def test_noise_is_refused(self, tmp_path: Path) -> None:
-        self.forged(tmp_path / "forged", b"")
-        self.forged(tmp_path / "forged", b"PK\x03\x04 nothing that torch has written")
+        self.assert_forgery_is_refused(tmp_path / "forged", b"")
+        self.assert_forgery_is_refused(
+            tmp_path / "forged", b"PK\x03\x04 nothing that torch has written"
+        )
 
 
 def test_a_write_that_is_killed_leaves_the_file_whole(tmp_path: Path) -> None:

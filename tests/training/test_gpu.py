@@ -1,5 +1,6 @@
 """The same trainer on a GPU. Skipped only where there is none."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from visweep.config import ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import to_device
 from visweep.draws import Draws
-from visweep.errors import UsageError
+from visweep.errors import OutOfMemory, UsageError
 from visweep.training.device import resolve_device
-from visweep.training.fit import fit
+from visweep.training.fit import Run, fit
 
 pytestmark = [
     pytest.mark.gpu,
@@ -124,6 +125,67 @@ def test_a_replica_draws_what_it_draws_alone() -> None:
         assert torch.equal(
             stacked.integers(0, 9, (5,), "a")[k], alone.integers(0, 9, (5,), "a")[0]
         )
+
+
+@pytest.fixture
+def allow() -> Iterator[Callable[[int], None]]:
+    """Let this process take so many bytes of the GPU beyond what it holds."""
+    total = torch.cuda.get_device_properties(0).total_memory
+
+    def limit(room: int) -> None:
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + room) / total)
+
+    yield limit
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_what_does_not_fit_is_divided_and_then_given_up_with_its_memory(
+    vit: ViTConfig,
+    train: TrainConfig,
+    many_quadrants: Dataset,
+    allow: Callable[[int], None],
+) -> None:
+    """Attention over 64 heads takes hundreds of megabytes for a whole batch."""
+    model = vit.replace(patch_size=1, embed_dim=64, num_heads=64)
+    train = train.replace(epochs=1, batch_size=64, precision="float32")
+    data = to_device(many_quadrants, torch.device("cuda"))
+    fit(vit, train, data)  # what the first run of a process loads is no matter of its size
+    before = torch.cuda.memory_allocated()
+    whole = fit(model, train, data)
+    assert whole.micro_batch is None
+    expected, peak = whole.history[0], whole.peak_memory - before
+    del whole
+
+    allow(peak // 3)
+    divided = fit(model, train, data)
+    assert divided.micro_batch in range(1, 64)
+    assert divided.peak_memory - before <= peak // 3
+    assert divided.history[0].train_loss == pytest.approx(expected.train_loss, abs=1e-3)
+    assert divided.history[0].val_loss == pytest.approx(expected.val_loss, abs=1e-2)
+    del divided
+
+    allow(2**21)
+    with pytest.raises(OutOfMemory, match="does not fit in memory: CUDA out of memory"):
+        fit(model, train, data)
+    assert torch.cuda.memory_allocated() == before
+    allow(peak * 2)
+    assert fit(model, train, data).micro_batch is None
+
+
+@pytest.mark.parametrize("size", [13, 50])
+def test_a_divided_batch_trains_what_the_whole_one_does(
+    model: ModelConfig, train: TrainConfig, many_quadrants: Dataset, size: int
+) -> None:
+    train = train.replace(batch_size=100, precision="float64")
+    data = to_device(many_quadrants, torch.device("cuda"))
+    whole, divided = Run(model, train, data), Run(model, train, data)
+    divided.micro.shrink_to(size)
+    assert divided.micro.divided
+    for run in (whole, divided):
+        for epoch in range(1, train.epochs + 1):
+            run.epoch(epoch)
+    torch.testing.assert_close(divided.flat.values, whole.flat.values, rtol=0, atol=1e-8)
 
 
 def test_data_stay_where_they_are(vit: ViTConfig, train: TrainConfig, quadrants: Dataset) -> None:

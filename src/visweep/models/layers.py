@@ -10,7 +10,7 @@ parameters stay in the wider format that the optimiser updates.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from visweep.draws import Draws
 
-Initialiser = Callable[[Tensor, torch.Generator], object]
+GHOST = 32
+"""Images over which batch norm takes its statistics, however many a batch has."""
 
 
 class Stacked(nn.Module):
@@ -157,8 +158,39 @@ class Conv2d(Stacked):
         )
 
 
+def ghosts(images: int) -> list[range]:
+    """Which images of a batch are normalised together.
+
+    Each ghost batch has `GHOST` images; what is left over joins the last one, so that none is
+    small. Those of just `GHOST` lie interleaved: seen so, a batch need not be copied.
+    """
+    even = _interleaved(images)
+    whole = [range(first, even * GHOST, even) for first in range(even)]
+    rest = range(even * GHOST, images)
+    return [*whole, rest] if rest else whole
+
+
+def _interleaved(images: int) -> int:
+    """How many ghosts of a batch have just `GHOST` images."""
+    return images // GHOST if images % GHOST == 0 else max(0, images // GHOST - 1)
+
+
+def woven(parts: Sequence[Sequence[int]]) -> list[int]:
+    """The images of successive ghosts, in the order in which they make the same ghosts as a batch
+    of their own."""
+    even = [part for part in parts if len(part) == len(parts[0])]
+    rest = [image for part in parts[len(even) :] for image in part]
+    return [image for row in zip(*even, strict=True) for image in row] + rest
+
+
 class BatchNorm2d(Stacked):
-    """Batch normalisation of (B, K·C, H, W); each replica's channels have their own statistics."""
+    """Batch normalisation of (B, K·C, H, W); each replica's channels have their own statistics.
+
+    While training they are those of ghost batches (Hoffer et al. 2017,
+    https://arxiv.org/abs/1705.08741) of one fixed size, see `ghosts`, so that it makes no
+    difference whether a batch is divided between them. The running statistics move on with each
+    ghost in turn.
+    """
 
     running_mean: Tensor
     running_var: Tensor
@@ -181,6 +213,15 @@ class BatchNorm2d(Stacked):
         nn.init.ones_(self.running_var[replica])
 
     def forward(self, x: Tensor) -> Tensor:
+        even = _interleaved(len(x))
+        if not self.training or len(x) <= GHOST or even == 0:
+            return self._together(x)
+        if even * GHOST == len(x):
+            return self._by_ghost(x, even)
+        first, rest = x[: even * GHOST], x[even * GHOST :]
+        return torch.cat([self._by_ghost(first, even), self._together(rest)])
+
+    def _together(self, x: Tensor) -> Tensor:
         return F.batch_norm(
             x,
             self.running_mean.view(-1),
@@ -191,6 +232,25 @@ class BatchNorm2d(Stacked):
             momentum=self.momentum,
             eps=self.eps,
         )
+
+    def _by_ghost(self, x: Tensor, count: int) -> Tensor:
+        """Normalise `count` interleaved ghosts in one pass, as channels side by side."""
+        means = self.running_mean.new_zeros(count, *self.running_mean.shape)
+        variances = torch.zeros_like(means)
+        normal = F.batch_norm(
+            x.reshape(GHOST, count * x.shape[1], *x.shape[2:]),
+            means.view(-1),
+            variances.view(-1),
+            self.weight.flatten().repeat(count),
+            self.bias.flatten().repeat(count),
+            training=True,
+            momentum=1.0,  # the statistics of these images alone
+            eps=self.eps,
+        )
+        for mean, variance in zip(means, variances, strict=True):
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance, self.momentum)
+        return normal.view(x.shape)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, drop: Dropout, draws: Draws | None) -> Tensor:

@@ -6,19 +6,21 @@ matter which process makes it, nor what that process did before.
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from visweep.errors import UsageError, unknown_name
 from visweep.search.seeds import seed_for
-from visweep.storage.slots import fixed_parameters
+from visweep.storage.budget import fixed_parameters
 from visweep.storage.specification import Space
 from visweep.storage.url import parse, sqlite_path
+from visweep.training.results import OUT_OF_MEMORY
 
 STARTUP_TRIALS = 10
 """Random trials before a model-based sampler proposes."""
@@ -80,12 +82,16 @@ SAMPLERS: Mapping[str, Callable[[int, int, int], BaseSampler]] = {
 }
 
 
-def make_sampler(name: str, study_seed: int, number: int, branch: str = "") -> BaseSampler:
+def make_sampler(
+    name: str, study_seed: int, number: int, branch: str = "", attempt: int = 0
+) -> BaseSampler:
     """The sampler that proposes trial `number`.
 
     Args:
         branch: of a copy of the study that went its own way, so that it proposes points of its
             own; empty for the study itself.
+        attempt: how many proposals for this trial were not wanted; each attempt draws others,
+            but of `qmc`, whose points belong to the trials' numbers.
 
     Raises:
         UsageError: there is no sampler of that name.
@@ -96,7 +102,8 @@ def make_sampler(name: str, study_seed: int, number: int, branch: str = "") -> B
         study_seed = seed_for(study_seed, f"branch {branch}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return SAMPLERS[name](seed_for(study_seed, "sampler", number), study_seed, number)
+        purpose = f"sampler, attempt {attempt}" if attempt else "sampler"
+        return SAMPLERS[name](seed_for(study_seed, purpose, number), study_seed, number)
 
 
 def require_safe(sampler: str, url: str) -> None:
@@ -125,9 +132,10 @@ def propose(
     fixed = fixed_parameters(trial)
     if set(space) <= set(fixed):
         return {name: fixed[name] for name in space}
-    sampler.before_trial(study, trial)
-    relative_space = sampler.infer_relative_search_space(study, trial)
-    relative = sampler.sample_relative(study, trial, relative_space)
+    seen: optuna.Study = _Seen(study, sampler)  # type: ignore[assignment]
+    sampler.before_trial(seen, trial)
+    relative_space = sampler.infer_relative_search_space(seen, trial)
+    relative = sampler.sample_relative(seen, trial, relative_space)
     proposed: dict[str, Any] = {}
     for name, distribution in space.items():
         if name in fixed:
@@ -137,10 +145,50 @@ def propose(
         elif name in relative:
             value = relative[name]
         else:
-            value = sampler.sample_independent(study, trial, name, distribution)
+            value = sampler.sample_independent(seen, trial, name, distribution)
         # Through the stored form and back: whoever adopts the trial reads the same value.
         proposed[name] = distribution.to_external_repr(distribution.to_internal_repr(value))
     return proposed
+
+
+class _Seen:
+    """A study as its sampler is to see it: what did not fit in memory is the worst there is.
+
+    Optuna's TPE ranks pruned trials by the steps that they made, those without any last, and
+    after all completed ones. Other samplers know completed trials only, and would propose again
+    and again what they have not heard of.
+    """
+
+    def __init__(self, study: optuna.Study, sampler: BaseSampler) -> None:
+        self._study = study
+        self._knows_pruned = isinstance(sampler, optuna.samplers.TPESampler)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(
+        self,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,
+    ) -> list[FrozenTrial]:
+        trials = self._study._get_trials(deepcopy, None, use_cache)
+        values = [t.value for t in trials if t.state == TrialState.COMPLETE]
+        worst = min((value for value in values if value is not None), default=None)
+        shown = [self._shown(trial, worst) for trial in trials]
+        return [trial for trial in shown if states is None or trial.state in states]
+
+    get_trials = _get_trials
+
+    def _shown(self, trial: FrozenTrial, worst: float | None) -> FrozenTrial:
+        if trial.user_attrs.get("ended") != OUT_OF_MEMORY:
+            return trial
+        shown = copy.copy(trial)
+        if self._knows_pruned:
+            shown.intermediate_values = {}
+        elif worst is not None:
+            shown.state, shown.value = TrialState.COMPLETE, worst
+        return shown
 
 
 def _only_value(distribution: optuna.distributions.BaseDistribution) -> float:

@@ -17,6 +17,7 @@ import torch
 
 from visweep.errors import CheckpointError
 from visweep.sealed import read_sealed, write_sealed
+from visweep.training.memory import is_out_of_memory
 
 Result = TypeVar("Result")
 
@@ -56,9 +57,9 @@ def read(
             result(**{**_tuples(values), "replayed": index < len(epochs) - 1})
             for index, values in enumerate(epochs)
         ]
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # a foreign file may fail in any way
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(f"{path}: not a checkpoint that this version can read") from error
     for field, value in json.loads(json.dumps(identity)).items():
         if found.get(field) != value:

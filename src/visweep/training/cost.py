@@ -11,6 +11,7 @@ from visweep import models
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.resident import ResidentData
 from visweep.training.fit import Run
+from visweep.training.memory import insist
 
 _WARM_STEPS, _TIMED_STEPS = 1, 3
 
@@ -65,7 +66,15 @@ def _convnet(config: ConvNetConfig) -> int:
 
 
 def measure(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Cost:
-    """The cost of a configuration, timed on a few steps of a model that is thrown away."""
+    """The cost of a configuration, timed on a few steps of a model that is thrown away.
+
+    Raises:
+        OutOfMemory: it does not fit in memory.
+    """
+    return insist(lambda: _measure(model, train, data), "the model")
+
+
+def _measure(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Cost:
     run = Run(model, train, data)
     order = torch.arange(train.batch_size, device=data.device).expand(len(train.seeds), -1)
     run.model.train()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visweep.data.resident import ResidentData, ResidentSplit
+from visweep.training.memory import attempt, insist
 
 BATCH_SIZES = {"cpu": 128, "cuda": 512}
 """Images per forward pass: a GPU wants many; on the CPU they only cost memory."""
@@ -31,20 +34,35 @@ class Evaluation:
 def evaluate(
     model: nn.Module, data: ResidentData, split: ResidentSplit, replicas: int, dtype: torch.dtype
 ) -> Evaluation:
-    """Evaluate with the plain transform and dropout off; the model is left in training mode."""
+    """Evaluate with the plain transform and dropout off; the model is left in training mode.
+
+    Raises:
+        OutOfMemory: a single image does not fit in memory.
+    """
     loss = torch.zeros(replicas, dtype=torch.float64, device=data.device)
     correct = torch.zeros(replicas, dtype=torch.int64, device=data.device)
     model.eval()
-    size = BATCH_SIZES.get(data.device.type, 512)
-    for start in range(0, len(split), size):
+    size = min(BATCH_SIZES.get(data.device.type, 512), len(split))
+    start = 0
+    while start < len(split):
+        images = split.images[start : start + size]
+        logits = _predicted(partial(predict, model, data, images, replicas, dtype), size)
+        if logits is None:
+            size //= 2
+            continue
         labels = split.labels[start : start + size].expand(replicas, -1)
-        logits = predict(model, data, split.images[start : start + size], replicas, dtype)
+        start += size
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         loss += losses.view(replicas, -1).sum(1)
         correct += (logits.argmax(-1) == labels).sum(1)
     model.train()
     accuracy = correct.double() / len(split)
     return Evaluation(tuple((loss / len(split)).tolist()), tuple(accuracy.tolist()))
+
+
+def _predicted(logits: Callable[[], Tensor], size: int) -> Tensor | None:
+    """The logits of `size` images; None where fewer may fit in memory."""
+    return attempt(logits) if size > 1 else insist(logits, "the evaluation of an image")
 
 
 def predict(

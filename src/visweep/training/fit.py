@@ -6,6 +6,7 @@ It knows nothing of searches. Whoever calls it hears of every epoch and may stop
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,7 +30,10 @@ from visweep.training.device import (
     resolve_precision,
 )
 from visweep.training.evaluate import Evaluation, evaluate
+from visweep.training.memory import attempt, insist
+from visweep.training.micro import MicroBatches
 from visweep.training.optimizer import AdamW, FlatParameters, schedule
+from visweep.training.resolve import require_batch
 from visweep.training.results import EpochResult, FitResult, OnEpoch
 
 
@@ -58,11 +62,25 @@ def fit(
     Raises:
         UsageError: the configurations do not fit the data or the machine.
         CheckpointError: the checkpoint is damaged or belongs to another run.
+        OutOfMemory: it does not fit in memory, however its batches are divided. Nothing of the
+            run is held then.
     """
     if isinstance(data, Dataset):
         data = to_device(data, resolve_device(device), train_config.translate)
     _check_fit(model_config, train_config, data)
     reset_peak_memory(data.device)
+    return insist(
+        lambda: _fit(model_config, train_config, data, on_epoch, checkpoint), "the model"
+    )
+
+
+def _fit(
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    data: ResidentData,
+    on_epoch: OnEpoch | None,
+    checkpoint: Path | None,
+) -> FitResult:
     run = Run(model_config, train_config, data)
     history = run.resume(checkpoint) if checkpoint is not None and checkpoint.exists() else []
     stop = _deliver(history, on_epoch)
@@ -108,18 +126,6 @@ def _require_statistics(model: ModelConfig, batch_size: int) -> None:
         raise UsageError("--batch-size: 1 is too small for batch norm over one pixel; accepted: 2")
 
 
-def require_batch(batch_size: int, images: int) -> None:
-    """See that the training images fill one batch.
-
-    Raises:
-        UsageError: they do not.
-    """
-    if batch_size > images:
-        raise UsageError(
-            f"--batch-size: {batch_size} is larger than the training set; accepted: 1 to {images}"
-        )
-
-
 class Run:
     """The moving parts of one run: stacked model, optimiser, data and draws."""
 
@@ -127,6 +133,7 @@ class Run:
         self.config = train
         self.data = data
         self.replicas = len(train.seeds)
+        self.micro = MicroBatches(model, train.batch_size, data.device)
         self.dtype = compute_dtype(train, data.device)
         self.identity = {
             "model": to_json(model),
@@ -175,8 +182,45 @@ class Run:
         return tuple((total / self.steps_per_epoch).tolist())
 
     def step(self, step: int, indices: Tensor) -> Tensor:
-        """One update of every replica; returns their losses (K,), still on the device."""
+        """One update of every replica; returns their losses (K,), still on the device.
+
+        What does not fit in memory is tried again in smaller parts, also in the steps to come.
+
+        Raises:
+            OutOfMemory: nothing smaller is left to be tried.
+        """
+        statistics = [buffer.clone() for buffer in self.model.buffers()]
+        while (losses := self._try(step, indices)) is None:
+            self.micro.halve()
+            reset_peak_memory(self.data.device)
+            for buffer, before in zip(self.model.buffers(), statistics, strict=True):
+                buffer.copy_(before)
+        self.flat.clip(self.config.clip_norm)
+        self.optimizer.step(self.factors[step])
+        return losses
+
+    def _try(self, step: int, indices: Tensor) -> Tensor | None:
+        """The losses of a step, its gradient in `flat`; None if smaller parts may fit."""
+        gradient = partial(self._gradient, step, indices)
+        if not self.micro.smallest:
+            return attempt(gradient)
+        what = f"a pass over {self.micro.size} of {self.config.batch_size} images"
+        return insist(gradient, what)
+
+    def _gradient(self, step: int, indices: Tensor) -> Tensor:
         draws = self.draws.at("step", step)
+        losses: list[Tensor] = []
+        for part in self.micro.parts:
+            if part is None:
+                loss = self._loss(indices, draws)
+            else:
+                loss = self._loss(indices[:, part.images], draws.of(part))
+            self.flat.backward(loss.sum(), add=bool(losses))
+            losses.append(loss.detach())
+        return torch.stack(losses).sum(0)
+
+    def _loss(self, indices: Tensor, draws: Draws) -> Tensor:
+        """What these images add to the mean loss of the whole batch, (K,)."""
         images, labels = self.augmenter.batch(indices, draws)
         logits = self.model(self.data.normalise(images, self.dtype), draws)
         losses = F.cross_entropy(
@@ -185,11 +229,7 @@ class Run:
             label_smoothing=self.config.label_smoothing,
             reduction="none",
         )
-        per_replica = losses.view(self.replicas, -1).mean(1)
-        self.flat.backward(per_replica.sum())
-        self.flat.clip(self.config.clip_norm)
-        self.optimizer.step(self.factors[step])
-        return per_replica.detach()
+        return losses.view(self.replicas, -1).sum(1) / self.config.batch_size
 
     def _evaluate(self, probe: bool = False) -> Evaluation:
         split = self.data.probe if probe else self.data.val
@@ -200,6 +240,7 @@ class Run:
             "values": self.flat.values,
             "buffers": dict(self.model.named_buffers()),
             "optimizer": self.optimizer.state(),
+            "micro_batch": self.micro.size,
         }
         checkpoints.write(path, self.identity, history, tensors)
 
@@ -211,6 +252,8 @@ class Run:
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(tensors["buffers"][name])
         self.optimizer.load_state(tensors["optimizer"])
+        # It is no other sum of gradients, but rounded otherwise.
+        self.micro.shrink_to(tensors.get("micro_batch", self.micro.size))
         return history
 
     def result(self, history: list[EpochResult]) -> FitResult:
@@ -226,4 +269,5 @@ class Run:
             num_params=self.flat.values.shape[1],
             peak_memory=peak_memory(self.data.device),
             model=self.model.eval(),
+            micro_batch=self.micro.size if self.micro.divided else None,
         )

@@ -42,6 +42,7 @@ class FlatParameters:
         total = sum(p[0].numel() for p in self._parameters)
         self.values = torch.empty(replicas, total, dtype=dtype, device=device)
         self.grads = torch.zeros_like(self.values)
+        self._columns = [p[0].numel() for p in self._parameters]
         start = 0
         for parameter in self._parameters:
             end = start + parameter[0].numel()
@@ -50,10 +51,15 @@ class FlatParameters:
             parameter.data = view
             start = end
 
-    def backward(self, loss: Tensor) -> None:
-        """Put the gradient of `loss` into `grads`, in place of what was there."""
+    def backward(self, loss: Tensor, *, add: bool = False) -> None:
+        """Put the gradient of `loss` into `grads`, in place of what was there, or add it."""
         grads = torch.autograd.grad(loss, self._parameters)
-        torch.cat([grad.flatten(1) for grad in grads], dim=1, out=self.grads)
+        if add:
+            columns = torch.split(self.grads, self._columns, dim=1)
+            for column, grad in zip(columns, grads, strict=True):
+                column.add_(grad.flatten(1))
+        else:
+            torch.cat([grad.flatten(1) for grad in grads], dim=1, out=self.grads)
 
     def clip(self, max_norm: float) -> None:
         """Scale each replica's gradient down to `max_norm` where its norm is larger."""
@@ -84,6 +90,10 @@ class AdamW:
                 part.grad = flat.grads[replica, columns]
                 groups.append({"params": [part], "lr": lr, "weight_decay": decay})
         self._optimizer = torch.optim.AdamW(groups, fused=True)
+        for group in self._optimizer.param_groups:
+            # Torch would do so in the first step, replica by replica: if memory ran out in the
+            # midst of it, some of them would have been updated.
+            self._optimizer.state[group["params"][0]] = _fresh_state(group["params"][0])
 
     def step(self, factor: float) -> None:
         """One update at `factor` times each replica's learning rate."""
@@ -101,9 +111,17 @@ class AdamW:
     def load_state(self, state: Sequence[dict[str, Tensor]]) -> None:
         """Go on from what `state` returned."""
         for group, values in zip(self._optimizer.param_groups, state, strict=True):
-            self._optimizer.state[group["params"][0]] = {
-                name: value.clone() for name, value in values.items()
-            }
+            for name, value in self._optimizer.state[group["params"][0]].items():
+                value.copy_(values[name])
+
+
+def _fresh_state(parameter: Tensor) -> dict[str, Tensor]:
+    """What torch's fused AdamW keeps of a parameter, before the first step."""
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+    }
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> float:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+OUT_OF_MEMORY = "out of memory"
+"""How a trial ended that did not fit in memory."""
+
+
 @dataclass(frozen=True)
 class EpochResult:
     """What one epoch gave; a tuple holds one number per replica.
@@ -56,8 +60,9 @@ class FitResult:
         ended: `completed`, `stopped` (by the callback) or `diverged`.
         train_accuracy: with the evaluation transform, dropout off, on `ResidentData.probe`.
         num_params: parameters of one replica.
-        peak_memory: bytes; see `training.device.peak_memory`.
+        peak_memory: bytes, since a batch was last divided; see `training.device.peak_memory`.
         model: with the weights after the last epoch, K replicas, in evaluation mode.
+        micro_batch: images of a pass, where a whole batch did not fit in memory.
     """
 
     history: tuple[EpochResult, ...]
@@ -66,6 +71,7 @@ class FitResult:
     num_params: int
     peak_memory: int
     model: nn.Module
+    micro_batch: int | None = None
 
     @property
     def seconds(self) -> float:

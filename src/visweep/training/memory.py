@@ -1,0 +1,109 @@
+"""Memory that runs out: how that is told from other failures, and what is done about it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from visweep.errors import OutOfMemory
+
+_Outcome = TypeVar("_Outcome")
+
+_SIGNS = (
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "bad_alloc",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What torch's plain RuntimeErrors say where an allocation failed."""
+
+_DOUBTFUL = ("could not create a primitive", "could not execute a primitive")
+"""What they say where oneDNN failed, which may have had other reasons."""
+
+_LITTLE = 2**26
+"""Bytes: where not even these are left, memory is the reason."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the processor or on a GPU; to be asked at once."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    said = str(error)
+    if any(sign in said for sign in _SIGNS):
+        return True
+    return any(sign in said for sign in _DOUBTFUL) and not _is_left(_LITTLE)
+
+
+def _is_left(size: int) -> bool:
+    """Whether this process may have so many bytes more."""
+    try:
+        mmap.mmap(-1, size).close()
+    except OSError as e:
+        if e.errno != errno.ENOMEM:
+            raise
+        return False
+    return True
+
+
+def attempt(compute: Callable[[], _Outcome]) -> _Outcome | None:
+    """What `compute` returns; None where memory ran out, and all that it held is given back."""
+    try:
+        return compute()
+    except (MemoryError, RuntimeError) as e:
+        if not is_out_of_memory(e):
+            raise
+    give_back()
+    return None
+
+
+def insist(compute: Callable[[], _Outcome], what: str) -> _Outcome:
+    """What `compute` returns.
+
+    Args:
+        compute: what to do.
+        what: names it in the error.
+
+    Raises:
+        OutOfMemory: memory ran out, and all that `compute` held is given back.
+    """
+    try:
+        return compute()
+    except OutOfMemory as e:
+        error, cause = e.with_traceback(None), e.__cause__
+    except (MemoryError, RuntimeError) as e:
+        if not is_out_of_memory(e):
+            raise
+        why = str(e).partition("\n")[0] or type(e).__name__
+        error = OutOfMemory(f"{what} does not fit in memory: {why}")
+        cause = _without_frames(e)
+    give_back()
+    try:
+        raise error from cause
+    finally:
+        del error, cause  # or this frame and the error would hold each other
+
+
+def give_back() -> None:
+    """Let others have what torch and the C library keep for later."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """The error without its tracebacks, whose frames hold what was computed."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error

@@ -1,0 +1,275 @@
+"""Memory that runs out: smaller micro-batches, the same training; or a clear end, with the memory
+given back."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
+from visweep.data.dataset import Dataset
+from visweep.data.resident import to_device
+from visweep.errors import OutOfMemory
+from visweep.training import fit as fit_module
+from visweep.training.cost import measure
+from visweep.training.fit import Run, fit
+from visweep.training.memory import attempt, insist, is_out_of_memory
+from visweep.training.results import FitResult
+
+TOO_MUCH = 2**60
+"""Bytes that no machine has: torch's own allocator refuses them."""
+
+CPU = torch.device("cpu")
+
+
+def starve(monkeypatch: pytest.MonkeyPatch, images: int, training: bool = True) -> list[nn.Module]:
+    """From now on every model runs out of memory where it sees more than so many images.
+
+    It does so in its head, when all other layers have run. Returns the models that are built.
+    """
+    build = fit_module.models.build
+    built: list[nn.Module] = []
+
+    def hungry(head: nn.Module, arguments: tuple[torch.Tensor]) -> None:
+        if head.training == training and arguments[0].shape[1] > images:
+            torch.empty(TOO_MUCH, dtype=torch.uint8)
+
+    def starved(*arguments: Any) -> nn.Module:
+        model = build(*arguments)
+        model.head.register_forward_pre_hook(hungry)
+        built.append(model)
+        return model
+
+    monkeypatch.setattr(fit_module.models, "build", starved)
+    return built
+
+
+@pytest.fixture
+def exact(train: TrainConfig) -> TrainConfig:
+    """20 steps in float64; the ghosts of a batch have 32, 32 and 36 images."""
+    return train.replace(epochs=4, batch_size=100, precision="float64")
+
+
+def gap(one: FitResult, other: FitResult) -> float:
+    """The largest difference of weights and running statistics."""
+    values = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    return max((a - b).abs().max().item() for a, b in values)
+
+
+class TestDividing:
+    def test_a_batch_that_does_not_fit_is_divided_and_nothing_changes(
+        self,
+        model: ModelConfig,
+        exact: TrainConfig,
+        many_quadrants: Dataset,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The failed pass had run through every batch norm."""
+        whole = fit(model, exact, many_quadrants, device="cpu")
+        starve(monkeypatch, 70)
+        result = fit(model, exact, many_quadrants, device="cpu")
+        assert whole.micro_batch is None
+        assert result.micro_batch == {"vit": 50, "convnet": 64}[model.kind]
+        assert gap(result, whole) < 1e-10
+        assert result.ended == "completed"
+
+    def test_it_is_tried_once_and_not_at_every_step(
+        self,
+        vit: ViTConfig,
+        exact: TrainConfig,
+        many_quadrants: Dataset,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        starve(monkeypatch, 30)
+        run = Run(vit, exact, to_device(many_quadrants, CPU))
+        seen: list[int] = []
+        run.model.register_forward_pre_hook(
+            lambda module, arguments: seen.append(arguments[0].shape[1])
+        )
+        for step in range(2):
+            run.step(step, torch.arange(100).expand(2, -1))
+        assert seen == [100, 50, *[25] * 4, *[25] * 4]
+
+    def test_a_resumed_run_divides_as_before_and_is_bit_identical(
+        self,
+        model: ModelConfig,
+        train: TrainConfig,
+        many_quadrants: Dataset,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        train, path = train.replace(batch_size=100), tmp_path / "run"
+        starve(monkeypatch, 70)
+        whole = fit(model, train, many_quadrants, device="cpu")
+        fit(
+            model,
+            train,
+            many_quadrants,
+            device="cpu",
+            checkpoint=path,
+            on_epoch=lambda r: r.epoch == 2,
+        )
+        monkeypatch.undo()  # and there is room enough again
+        resumed = fit(model, train, many_quadrants, device="cpu", checkpoint=path)
+        assert resumed.micro_batch == whole.micro_batch
+        assert gap(resumed, whole) == 0.0
+
+    def test_evaluation_takes_fewer_images_at_a_time(
+        self,
+        model: ModelConfig,
+        exact: TrainConfig,
+        many_quadrants: Dataset,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        whole = fit(model, exact.replace(epochs=1), many_quadrants, device="cpu")
+        starve(monkeypatch, 7, training=False)
+        result = fit(model, exact.replace(epochs=1), many_quadrants, device="cpu")
+        assert result.micro_batch is None
+        assert result.train_accuracy == whole.train_accuracy
+        assert result.history[0].val_accuracy == whole.history[0].val_accuracy
+        assert result.history[0].val_loss == pytest.approx(whole.history[0].val_loss, abs=1e-10)
+
+    def test_the_peak_is_that_of_what_fitted(
+        self, vit: ViTConfig, train: TrainConfig, quadrants: Dataset
+    ) -> None:
+        """What a failed attempt took does not count."""
+        run = Run(vit, train, to_device(quadrants, CPU))
+        taken: list[torch.Tensor] = []
+
+        def hungry(module: nn.Module, arguments: tuple[torch.Tensor]) -> None:
+            if arguments[0].shape[1] == 16 and module.training:
+                taken[:] = [torch.ones(2**28, dtype=torch.uint8)]
+                peaks.append(fit_module.peak_memory(CPU))
+                taken.clear()
+                torch.empty(TOO_MUCH, dtype=torch.uint8)
+
+        peaks: list[int] = []
+        run.model.register_forward_pre_hook(hungry)
+        run.epoch(1)
+        assert run.micro.size == 8
+        assert fit_module.peak_memory(CPU) < peaks[0] - 2**27
+
+
+class TestNothingFits:
+    @pytest.mark.parametrize(
+        ("kind", "training", "line"),
+        [
+            ("vit", True, "a pass over 1 of 16 images does not fit in memory: "),
+            ("convnet", True, "a pass over 16 of 16 images does not fit in memory: "),
+            ("vit", False, "the evaluation of an image does not fit in memory: "),
+        ],
+    )
+    def test_it_ends_with_what_was_tried_and_holds_nothing(
+        self,
+        vit: ViTConfig,
+        convnet: ConvNetConfig,
+        train: TrainConfig,
+        quadrants: Dataset,
+        monkeypatch: pytest.MonkeyPatch,
+        kind: str,
+        training: bool,
+        line: str,
+    ) -> None:
+        built = starve(monkeypatch, 0, training)
+        model: ModelConfig = vit if kind == "vit" else convnet
+        gc.collect()
+        gc.disable()  # memory must not wait for the collector
+        try:
+            with pytest.raises(OutOfMemory) as refusal:
+                fit(model, train, quadrants, device="cpu")
+            assert str(refusal.value).startswith(line)
+            assert "can't allocate memory" in str(refusal.value)
+            assert isinstance(refusal.value.__cause__, RuntimeError)
+            # While the error itself is still held.
+            gone = weakref.ref(built.pop())
+            assert gone() is None
+        finally:
+            gc.enable()
+
+    @pytest.mark.parametrize("what", [fit, measure])
+    def test_a_model_that_cannot_be_built(
+        self, vit: ViTConfig, train: TrainConfig, quadrants: Dataset, what: Callable[..., Any]
+    ) -> None:
+        with pytest.raises(OutOfMemory, match=r"^the model does not fit in memory: .*allocate"):
+            what(vit.replace(embed_dim=2**22), train, to_device(quadrants, CPU))
+
+    def test_other_errors_pass(
+        self,
+        vit: ViTConfig,
+        train: TrainConfig,
+        quadrants: Dataset,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def wrong(*_: Any) -> None:
+            raise RuntimeError("could not create a primitive")
+
+        monkeypatch.setattr(Run, "_gradient", wrong)
+        with pytest.raises(RuntimeError, match=r"^could not create a primitive$"):
+            fit(vit, train, quadrants, device="cpu")
+
+
+class TestErrors:
+    def test_of_every_kind_are_told_from_others(self) -> None:
+        assert is_out_of_memory(MemoryError())
+        assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+        assert is_out_of_memory(RuntimeError("std::bad_alloc"))
+        with pytest.raises(RuntimeError) as real:
+            torch.empty(TOO_MUCH, dtype=torch.uint8)
+        assert is_out_of_memory(real.value)
+        assert not is_out_of_memory(RuntimeError("could not create a primitive"))
+        assert not is_out_of_memory(ValueError("std::bad_alloc"))
+
+    def test_attempt_holds_nothing(self) -> None:
+        class Large:
+            pass
+
+        kept: list[weakref.ref[Large]] = []
+
+        def compute() -> None:
+            large = Large()
+            kept.append(weakref.ref(large))
+            raise MemoryError
+
+        assert attempt(lambda: 3) == 3
+        assert attempt(compute) is None
+        with pytest.raises(OutOfMemory, match=r"^it does not fit in memory: MemoryError$"):
+            insist(compute, "it")
+        assert [ref() for ref in kept] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("model", "rooms", "sizes"),
+    [
+        ("vit", (4, 200), range(1, 64)),
+        pytest.param("convnet", (4, 350), range(32, 128), marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_may_not_take_more(
+    model: str, rooms: tuple[int, int], sizes: range
+) -> None:
+    """Too little for a part of a batch, then too little for a whole one, then no limit."""
+    child = Path(__file__).with_name("memory_child.py")
+    out = subprocess.run(
+        [sys.executable, child, model, *map(str, rooms), "all"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert out.returncode == 0, out.stderr
+    nothing, divided, whole = json.loads(out.stdout)
+    assert "does not fit in memory" in nothing["error"]
+    assert nothing["cause"] == "RuntimeError"
+    assert divided["micro_batch"] in sizes
+    assert whole["micro_batch"] is None
+    # Rounding, of 4 steps in float32.
+    assert divided["losses"] == pytest.approx(whole["losses"], abs=1e-4)
+    assert divided["peak"] < whole["peak"] - 100
