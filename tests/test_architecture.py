@@ -104,6 +104,34 @@ def test_looking_and_tidying_up_do_not_import_torch(
     assert light.returncode == 0, light.stderr
 
 
+WATCHED = """
+import runpy, sys
+
+for more in (["--trials", "1"], ["--trials", "3", "--workers", "2"]):
+    sys.argv = [*command, *more]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as e:
+        assert not e.code, (more, e.code)
+    assert "torch" not in sys.modules, more
+"""
+
+
+def test_who_only_watches_workers_does_not_import_torch(
+    launcher: Any, tiny_search: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    small = ["--epochs", "1", "--train-size", "300", "--storage", f"sqlite:///{tmp_path}/s.db"]
+    made = launcher.run(tiny_search, *small, "--device", "cpu", "--trials", 1)
+    assert (made.status, made.stderr) == (0, "")
+    # Nothing is left to do; then two trials are, in processes of their own.
+    code = f"command = {[str(tiny_search), *small, '--device', 'cpu']!r}\n{WATCHED}"
+    watched = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (watched.returncode, watched.stderr) == (0, "")
+    assert "[3/3]" in watched.stdout
+
+
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
@@ -113,6 +141,7 @@ def test_looking_and_tidying_up_do_not_import_torch(
         (["visweep.storage.overview"], ["torch", "optuna"]),
         (["visweep.search.study", "visweep.search.live", "visweep.search.summary"], ["torch"]),
         (["visweep.cli.app", "visweep.cli.sweep", "visweep.cli.studies"], ["torch"]),
+        (["visweep.cli.prepare", "visweep.cli.search", "visweep.cli.join"], ["torch"]),
         (["visweep.training.fit", "visweep.models", "visweep.data"], ["optuna", "sqlalchemy"]),
     ],
 )

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from visweep.data.cache import cache_dir, cached
+from visweep.data.cache import cached
+from visweep.folders import cache_dir
 
 
 class Maker:

@@ -13,17 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
+
+from visweep.folders import cache_dir
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 _log = logging.getLogger(__name__)
 _CHECKSUM = 32  # bytes of a SHA-256
-
-
-def cache_dir() -> Path:
-    """`$VISWEEP_CACHE`, or else the folder that this system has for caches."""
-    return Path(os.environ.get("VISWEEP_CACHE") or platformdirs.user_cache_dir("visweep"))
 
 
 def cached(name: str, make: Callable[[], Arrays]) -> Arrays:

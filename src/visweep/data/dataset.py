@@ -14,6 +14,8 @@ from visweep.errors import DataError
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
+Moments = tuple[list[float], list[float]]
+"""Mean and standard deviation of each channel, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,17 @@ class Dataset:
         }
 
     @cached_property
-    def moments(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel of the training images, in [0, 1]."""
+    def moments(self) -> Moments:
+        """Those of the training images."""
         pixels = self.train.images
         mean = pixels.mean(axis=(0, 2, 3), dtype=np.float64) / 255.0
         std = pixels.std(axis=(0, 2, 3), dtype=np.float64) / 255.0
         return mean.tolist(), np.maximum(std, 1e-3).tolist()
+
+
+def with_border(images: Images, margin: int) -> Images:
+    """(N, C, H, W) to (N, C, H + 2·margin, W + 2·margin): a black border around each image."""
+    return np.pad(images, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
 
 
 def fingerprint(*parts: Any) -> str:

@@ -15,12 +15,12 @@ import numpy as np
 
 from visweep.config import DataConfig
 from visweep.data import folder
-from visweep.data.cache import cache_dir
 from visweep.data.dataset import Images, Labels
 from visweep.data.download import obtain, unpack
 from visweep.data.idx import read_idx
 from visweep.data.source import ArrayPart, Part, Source
 from visweep.errors import DataError
+from visweep.folders import cache_dir
 
 NAMES = ("cifar10", "cifar100", "fashion-mnist", "mnist", "svhn", "stl10", "imagenette")
 

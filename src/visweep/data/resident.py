@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from visweep.config import TrainConfig
-from visweep.data.dataset import Dataset, Split
+from visweep.data.dataset import Dataset, Images, Labels, Moments, with_border
 from visweep.draws import Draws
 
 
@@ -86,24 +87,44 @@ def to_device(
         device: where to.
         margin: largest translation of a training image, in pixels.
     """
-    mean, std = dataset.moments
-    train = _resident(dataset.train, device, margin)
-    count = min(len(dataset.train), len(dataset.val))
-    evenly = torch.linspace(0, len(train) - 1, count, device=device).round().long()
+    bordered = with_border(dataset.train.images, margin)
+    return resident(dataset, bordered, dataset.moments, device)
+
+
+def resident(
+    dataset: Dataset, bordered: Images, moments: Moments, device: torch.device
+) -> ResidentData:
+    """A data set on the training device; on the CPU the arrays themselves, not copies of them.
+
+    Args:
+        dataset: the images and labels.
+        bordered: its training images with a border; see `with_border`.
+        moments: see `Dataset.moments`.
+        device: where to.
+    """
+    margin = (bordered.shape[-1] - dataset.train.images.shape[-1]) // 2
+    train = _split(bordered, dataset.train.labels, device, margin)
+    evenly = torch.from_numpy(_evenly(len(train), len(dataset.val))).to(device)
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) * 255.0 for values in moments)
     return ResidentData(
         dataset=dataset,
         train=train,
-        val=_resident(dataset.val, device),
+        val=_split(dataset.val.images, dataset.val.labels, device),
         probe=ResidentSplit(train.images[evenly], train.labels[evenly]),
-        mean=torch.tensor(mean, device=device).view(-1, 1, 1) * 255.0,
-        std=torch.tensor(std, device=device).view(-1, 1, 1) * 255.0,
+        mean=mean,
+        std=std,
     )
 
 
-def _resident(split: Split, device: torch.device, margin: int = 0) -> ResidentSplit:
-    images = torch.from_numpy(split.images).to(device)
-    labels = torch.from_numpy(split.labels).to(device)
-    return ResidentSplit(F.pad(images, (margin,) * 4) if margin else images, labels, margin)
+def _split(images: Images, labels: Labels, device: torch.device, margin: int = 0) -> ResidentSplit:
+    return ResidentSplit(
+        torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device), margin
+    )
+
+
+def _evenly(available: int, wanted: int) -> npt.NDArray[np.int64]:
+    """So many indices, spread evenly; all, if there are fewer."""
+    return np.linspace(0, available - 1, min(available, wanted)).round().astype(np.int64)
 
 
 class Augmenter:

@@ -8,9 +8,9 @@ import torch
 
 from visweep.config import ModelConfig, TrainConfig
 from visweep.data.resident import ResidentData
-from visweep.data.shared import SharedData
 from visweep.search.worker import Trainer
 from visweep.training.fit import fit
+from visweep.training.memory import give_back
 from visweep.training.results import FitResult, OnEpoch
 
 
@@ -35,10 +35,8 @@ class SharedTrainer(Trainer):
     def fit(
         self, model: ModelConfig, train: TrainConfig, *, on_epoch: OnEpoch, checkpoint: Path
     ) -> FitResult:
-        return fit(model, train, self._data, on_epoch=on_epoch, checkpoint=checkpoint)
-
-
-def trainer_on(data: SharedData, device: str, threads: int) -> SharedTrainer:
-    """The trainer of a worker process: of images that other workers use, too."""
-    torch.set_num_threads(threads)
-    return SharedTrainer(data.to(torch.device(device)))
+        try:
+            return fit(model, train, self._data, on_epoch=on_epoch, checkpoint=checkpoint)
+        finally:
+            # The next model may be smaller, and other workers share this machine's memory.
+            give_back()

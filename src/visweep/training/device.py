@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import resource
 import sys
 from pathlib import Path
@@ -11,44 +10,23 @@ from pathlib import Path
 import torch
 
 from visweep.config import Precision, TrainConfig
-from visweep.errors import UsageError
+from visweep.training.resolve import device_name, precision_on
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU where there is one.
+    """The device of that name; see `training.resolve.device_name`.
 
     Raises:
-        UsageError: the name is none of these, or this machine has no such device.
+        UsageError: there is no such device.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parts = re.fullmatch(r"cpu|cuda(?::(0|[1-9][0-9]*))?", name)
-    if not parts:
-        raise UsageError(f"--device: unknown device {name!r}; accepted: auto, cpu, cuda, cuda:N")
-    if name != "cpu":
-        if not torch.cuda.is_available():
-            raise UsageError(f"--device {name}: no CUDA device here; accepted: auto, cpu")
-        # Compared here, since torch takes cuda:256 for cuda:0.
-        last = torch.cuda.device_count() - 1
-        if int(parts[1] or 0) > last:
-            raise UsageError(f"--device {name}: no such GPU; accepted: cuda:0 to cuda:{last}")
-    return torch.device(name)
+    return torch.device(device_name(name))
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """What `auto` means on this device: bfloat16 where it has instructions for it."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
-    return "bfloat16" if _cpu_has_bfloat16() else "float32"
-
-
-def _cpu_has_bfloat16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    """What `auto` means on this device; see `training.resolve.precision_on`."""
+    return precision_on(str(device), precision)
 
 
 def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:

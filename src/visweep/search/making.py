@@ -1,0 +1,38 @@
+"""How a process makes its trainer. It imports torch when it is called, and not before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from visweep.data.dataset import Dataset
+from visweep.data.shared import SharedData
+from visweep.search.worker import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerMaker:
+    """Makes the trainer of the process that calls it; can be passed to one that is being started.
+
+    Attributes:
+        images: a data set of this process alone, or one that several share.
+        margin: largest translation of a training image, in pixels.
+        device: that trains.
+        threads: of the processor, that it uses.
+    """
+
+    images: Dataset | SharedData
+    margin: int
+    device: str
+    threads: int
+
+    def __call__(self) -> Trainer:
+        import torch
+
+        from visweep.data.resident import to_device
+        from visweep.search.trainer import SharedTrainer
+
+        torch.set_num_threads(self.threads)
+        device = torch.device(self.device)
+        if isinstance(self.images, Dataset):
+            return SharedTrainer(to_device(self.images, device, self.margin))
+        return SharedTrainer(self.images.to(device))
