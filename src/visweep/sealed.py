@@ -27,12 +27,20 @@ def read_sealed(path: Path) -> bytes:
     Raises:
         CheckpointError: it is no checkpoint, damaged or half-written.
     """
-    content = path.read_bytes()
-    checksum, _, payload = content[len(CHECKPOINT) :].partition(b"\n")
-    if not content.startswith(CHECKPOINT):
-        raise CheckpointError(f"{path}: not a visweep checkpoint")
+    return unseal(path.read_bytes(), str(path))
+
+
+def unseal(sealed: bytes, where: str) -> bytes:
+    """The content of a checkpoint that was read already.
+
+    Raises:
+        CheckpointError: it is no checkpoint, damaged or half-written; the message says where.
+    """
+    checksum, _, payload = sealed[len(CHECKPOINT) :].partition(b"\n")
+    if not sealed.startswith(CHECKPOINT):
+        raise CheckpointError(f"{where}: not a visweep checkpoint")
     if hashlib.sha256(payload).hexdigest().encode() != checksum:
-        raise CheckpointError(f"{path}: damaged or half-written (its checksum does not match)")
+        raise CheckpointError(f"{where}: damaged or half-written (its checksum does not match)")
     return payload
 
 

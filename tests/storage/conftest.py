@@ -17,19 +17,13 @@ from visweep.sealed import write_sealed
 from visweep.storage.artifacts import Checkpoints, folder_name
 from visweep.storage.backup import file_url
 from visweep.storage.engine import Storage, artifact_folder, open_storage
+from visweep.storage.folder import Folder
+from visweep.storage.lease import Lease
 from visweep.storage.owner import this_process
-from visweep.storage.slots import Lease, Slots
+from visweep.storage.slots import Slots
 from visweep.storage.specification import BUDGET, SPECIFICATION, STUDY_ID, Specification
 
 OpenStorage = Callable[[Path], Storage]
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    yield
-    optuna.logging.set_verbosity(before)
 
 
 @pytest.fixture
@@ -158,7 +152,7 @@ class Sweep:
     def train(self, lease: Lease, until: int, accuracy: float = 0.5) -> None:
         """Checkpoint and report the epochs that are missing, up to one."""
         done = len(self.storage.get_trial(lease.trial_id).intermediate_values)
-        checkpoint = Checkpoints(self.folder).inherit(lease.number, lease.generation)
+        checkpoint = Checkpoints(Folder(self.folder)).inherit(lease.number, lease.generation)
         for epoch in range(done + 1, until + 1):
             write_sealed(checkpoint, f"trial {lease.trial_id} epoch {epoch}".encode())
             with self.slots.fenced(lease):

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from visweep.errors import UsageError
+from visweep.errors import StorageError, UsageError
 from visweep.storage import rows
 from visweep.storage.artifacts import Checkpoints
 from visweep.storage.backup import file_url, frozen_copy
 from visweep.storage.check import check, repair
 from visweep.storage.filesystem import shared_file_system
-from visweep.storage.pack import unpack
+from visweep.storage.folder import Folder
+from visweep.storage.pack import pack, unpack
 from visweep.storage.rows import StudyRows
 
 NAME = "night-run"
@@ -217,7 +218,7 @@ def checkpoints(path: Path, sweep: Any) -> Checkpoints:
     one = sweep(path)
     folder: Path = one.folder
     one.close()
-    return Checkpoints(folder)
+    return Checkpoints(Folder(folder))
 
 
 @pytest.mark.parametrize("change", [lambda b: b[:-3], lambda b: b[:-1] + b"?", lambda _: b"junk"])
@@ -239,7 +240,7 @@ def test_a_damaged_checkpoint_is_put_aside(
 
 
 def test_a_deleted_checkpoint_is_stale(path: Path, sweep: Any) -> None:
-    shutil.rmtree(checkpoints(path, sweep).folder)
+    shutil.rmtree(checkpoints(path, sweep).place.folder)
     (found,) = check(file_url(path))
     assert not found.wrong
     assert found.what == "study 'night-run', trial 2: its checkpoint is missing"
@@ -277,6 +278,19 @@ def test_nothing_is_repaired_under_a_worker(path: Path, sweep: Any) -> None:
     assert not list(path.parent.glob("*.backup*"))
 
 
+def test_nothing_is_repaired_under_a_worker_on_another_machine(path: Path, sweep: Any) -> None:
+    damage(path, "DELETE FROM trial_values WHERE trial_id = 1")
+    one = sweep(path)
+    one.begin()
+    one.close()
+    damage(path, 'UPDATE visweep_slots SET owner = replace(owner, \'"host": "\', \'"host": "x\')')
+    with pytest.raises(UsageError, match=r"is being worked on \(process \d+ on x.*\)"):
+        repair(file_url(path))
+    # It has not been heard of for longer than a lease holds.
+    damage(path, "UPDATE visweep_slots SET renewed = renewed - 90")
+    assert len(repair(file_url(path))) == 1
+
+
 @pytest.mark.parametrize(
     ("budget", "remedy", "waiting"), [(6, "added", 3), (3, "removed as far as they wait", 0)]
 )
@@ -305,6 +319,24 @@ def test_rows_that_cannot_be_read_are_named(path: Path) -> None:
     what, remedy = one_fault(path)
     assert "study 'night-run': has rows that cannot be read" in what
     assert "cannot be repaired" in remedy
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE trials SET state = 'NONSENSE' WHERE number = 0",
+        "UPDATE trial_user_attributes SET value_json = '{half' WHERE trial_id = 1",
+        "UPDATE study_user_attributes SET value_json = '{half'",
+    ],
+)
+def test_what_cannot_be_read_is_neither_packed_nor_repaired(path: Path, statement: str) -> None:
+    damage(path, statement)
+    assert "has rows that cannot be read" in one_fault(path)[0]
+    packed = path.with_name("study.visweep")
+    with pytest.raises(StorageError, match=r"study 'night-run': has rows that cannot be read"):
+        pack(file_url(path), "night-run", packed)
+    assert not packed.exists()
+    assert repair(file_url(path)) == []
 
 
 def test_a_damaged_page_is_named(path: Path) -> None:

@@ -20,10 +20,12 @@ from visweep.storage import rows
 from visweep.storage.artifacts import Checkpoints, folder_name
 from visweep.storage.backup import file_url, frozen_copy
 from visweep.storage.engine import artifact_folder
+from visweep.storage.folder import Folder
 from visweep.storage.merge import merge
 from visweep.storage.pack import pack, unpack
 from visweep.storage.rows import StudyRows, TrialRows
 from visweep.storage.specification import BRANCH, BUDGET
+from visweep.storage.tables import FINISHED
 from visweep.storage.unite import essence, unite
 
 EPOCHS = 4
@@ -86,7 +88,7 @@ def set_aside(path: Path) -> list[Any]:
 
 def checkpoint(path: Path, number: int) -> bytes | None:
     folder = artifact_folder(file_url(path)) / folder_name(NAME, read(path).attributes)
-    latest = Checkpoints(folder).latest(number)
+    latest = Checkpoints(Folder(folder)).latest(number)
     return None if latest is None else latest.read_bytes().rpartition(b"\n")[2]
 
 
@@ -424,6 +426,6 @@ def check_laws(a: StudyRows, b: StudyRows, c: StudyRows) -> None:
     # Curves have no gaps.
     for trial in c.trials:
         assert list(trial.curve) == list(range(1, len(trial.curve) + 1))
-    ended = [t for t in c.trials if t.slot is not None and t.state in rows.ENDED]
+    ended = [t for t in c.trials if t.slot is not None and t.state in FINISHED]
     assert c.attributes[BUDGET] >= len(ended)
     assert (c.attributes.get(BRANCH) or "trunk") != a.attributes.get(BRANCH, "")

@@ -23,6 +23,7 @@ NAME = "night-run"
 DOWNGRADE = (
     "DROP INDEX ix_visweep_slots_study_id_uuid",
     "ALTER TABLE visweep_slots DROP COLUMN uuid",
+    "ALTER TABLE visweep_slots DROP COLUMN renewed",
     "UPDATE visweep_version SET version = 1",
 )
 
@@ -112,6 +113,23 @@ def test_a_migration_that_fails_changes_nothing(
     assert "uuid" not in columns
     open_storage(file_url(old)).close()
     assert version(old) == schema.VERSION
+
+
+def test_version_2_did_not_tell_when_a_lease_was_renewed(old: Path, sweep: Any) -> None:
+    sweep(old).close()
+    before = identities(old)
+    with closing(sqlite3.connect(old)) as connection:
+        connection.execute("ALTER TABLE visweep_slots DROP COLUMN renewed")
+        connection.execute("UPDATE visweep_version SET version = 2")
+        connection.commit()
+    assert overview(file_url(old))[0].finished == 2
+    one = sweep(old)
+    assert version(old) == schema.VERSION
+    assert identities(old) == before
+    assert one.begin().number == 2
+    (worker,) = overview(file_url(old))[0].workers
+    assert (worker.trial, worker.epoch) == (2, 2)
+    assert worker.lease_age is not None
 
 
 def test_a_version_that_was_lost_is_found_out(old: Path) -> None:

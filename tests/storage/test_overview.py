@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
@@ -90,7 +91,7 @@ def test_a_trial_that_nobody_holds_is_interrupted(storage: Storage, file: Path) 
         slots.set_budget(4)
         # Not `take`, which would adopt the trial of the process that is gone.
         with storage.transaction() as connection:
-            waiting = [s for s in slots._slots(connection) if s.state == TrialState.WAITING]
+            waiting = [s for s in slots._read(connection) if s.state == TrialState.WAITING]
             lease = slots._lease(connection, waiting[0])
         slots.begin(lease, {}, {})
         if lease.number == 0:
@@ -98,6 +99,54 @@ def test_a_trial_that_nobody_holds_is_interrupted(storage: Storage, file: Path) 
     (found,) = overview(f"sqlite:///{file}")
     assert found.states == {"RUNNING": 4}
     assert found.interrupted == 2
+
+
+def test_who_works_on_it_is_told(storage: Storage, file: Path) -> None:
+    study = add(storage, "study", [])
+    study.set_user_attr(BUDGET, 3)
+    here, there = this_process(), replace(this_process(), host="workhorse/1/2", pid=77)
+    for owner, epochs in ((here, 2), (there, 0)):
+        slots = Slots(storage, study._study_id, owner)
+        slots.set_budget(3)
+        lease = slots.take()
+        assert lease is not None
+        slots.begin(lease, {}, {})
+        for epoch in range(1, epochs + 1):
+            storage.set_trial_intermediate_value(lease.trial_id, epoch, 0.5)
+    (found,) = overview(f"sqlite:///{file}")
+    ours, theirs = found.workers
+    assert (ours.pid, ours.trial, ours.epoch, ours.gone) == (here.pid, 0, 2, False)
+    assert (theirs.host, theirs.pid, theirs.trial, theirs.epoch) == ("workhorse", 77, 1, 0)
+    assert not theirs.silent
+    with storage.transaction() as connection:
+        connection.execute(sa.text("UPDATE visweep_slots SET renewed = renewed - 90"))
+    aged = overview(f"sqlite:///{file}")[0].workers
+    assert [worker.silent for worker in aged] == [False, True]
+    assert all(90 <= (worker.lease_age or 0) < 120 for worker in aged)
+
+
+def test_a_renewed_lease_is_young_again(storage: Storage, file: Path) -> None:
+    study = add(storage, "study", [])
+    slots = Slots(storage, study._study_id, this_process())
+    slots.set_budget(1)
+    lease = slots.take()
+    assert lease is not None
+    with storage.transaction() as connection:
+        connection.execute(sa.text("UPDATE visweep_slots SET renewed = renewed - 90"))
+    slots.renew(lease)
+    (worker,) = overview(f"sqlite:///{file}")[0].workers
+    assert (worker.lease_age or 0) < 30
+
+
+def test_an_owner_that_cannot_be_read_is_no_reason_to_fail(storage: Storage, file: Path) -> None:
+    study = add(storage, "study", [])
+    slots = Slots(storage, study._study_id, this_process())
+    slots.set_budget(1)
+    slots.take()
+    with storage.transaction() as connection:
+        connection.execute(sa.text("UPDATE visweep_slots SET owner = 'nobody'"))
+    (worker,) = overview(f"sqlite:///{file}")[0].workers
+    assert (worker.host, worker.pid) == ("", 0)
 
 
 def test_studies_come_in_the_order_of_their_creation(storage: Storage, file: Path) -> None:

@@ -21,6 +21,7 @@ from visweep.storage import rows
 from visweep.storage.artifacts import Checkpoints, folder_name
 from visweep.storage.backup import file_url, frozen_copy
 from visweep.storage.engine import artifact_folder, open_storage
+from visweep.storage.folder import Folder
 from visweep.storage.pack import pack, unpack
 from visweep.storage.rows import StudyRows
 from visweep.storage.specification import BRANCH
@@ -120,7 +121,7 @@ def test_the_copy_goes_on(packed: Path, there: str, sweep: Any) -> None:
     one = sweep(there)
     lease = one.begin()
     assert lease.adopted
-    assert Checkpoints(one.folder).latest(lease.number) is not None
+    assert Checkpoints(Folder(one.folder)).latest(lease.number) is not None
     one.train(lease, 4)
     one.finish(lease)
     assert [t.state.name for t in one.trials].count("COMPLETE") == 3
@@ -275,7 +276,8 @@ def test_a_truncated_file_is_refused(packed: Path, there: str) -> None:
     whole = packed.read_bytes()
     for length in [len(whole) * k // 8 for k in range(8)] + [len(whole) - 1]:
         packed.write_bytes(whole[:length])
-        refusal(packed, there)
+        line = refusal(packed, there)
+        assert "is not a study packed by visweep" in line or "is damaged" in line
 
 
 def test_a_changed_byte_is_refused_or_does_not_matter(
@@ -344,7 +346,7 @@ def test_a_study_is_packed_while_it_runs(tmp_path: Path, sweep: Any, there: str)
             for trial in study.trials:
                 assert list(trial.curve) == list(range(1, len(trial.curve) + 1))
                 if trial.curve:
-                    state = Checkpoints(folder).latest(trial.number)
+                    state = Checkpoints(Folder(folder)).latest(trial.number)
                     assert state is not None
                     assert int(state.read_bytes().split()[-1]) >= len(trial.curve)
             count += 1
@@ -363,9 +365,8 @@ def test_what_cannot_be_packed(here: Any, tmp_path: Path) -> None:
 
 
 def test_a_study_moves_from_a_server_to_a_file_and_back(
-    postgres_url: str, there: str, tmp_path: Path, sweep: Any, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, there: str, tmp_path: Path, sweep: Any
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     one = sweep(postgres_url)
     one.want(3)
     one.run()

@@ -13,9 +13,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from postgres import everywhere
+from visweep.storage.budget import fixed_parameters
 from visweep.storage.engine import Storage
+from visweep.storage.lease import Lease, LeaseLost
 from visweep.storage.owner import Owner, this_process
-from visweep.storage.slots import Lease, LeaseLost, Slots, fixed_parameters
+from visweep.storage.slots import Slots
 
 pytestmark = everywhere
 

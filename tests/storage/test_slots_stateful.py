@@ -26,8 +26,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from postgres import Server, everywhere
 from visweep.storage.engine import Storage, open_storage
+from visweep.storage.lease import Lease, LeaseLost
 from visweep.storage.owner import Owner
-from visweep.storage.slots import Lease, LeaseLost, Slots
+from visweep.storage.slots import Slots
 
 SPACE = {"drop": FloatDistribution(0.0, 0.3), "heads": CategoricalDistribution([2, 4, 8])}
 WORKERS = ("ada", "bob")
@@ -56,6 +57,10 @@ class Machine(RuleBasedStateMachine):
             n: Slots(self.storage, self.study_id, o, lease_seconds=0.0) for n, o in owners.items()
         }
         self.current: dict[int, Held] = {}  # by trial
+        self.beats: dict[int, int] = {}  # of the current lease
+        # What each worker that is impatient saw of the others: generation and beats.
+        self.seen: dict[str, dict[int, tuple[int, int]]] = {n: {} for n in WORKERS}
+        self.curves: dict[int, dict[int, float]] = {}  # by trial
         self.foreign: set[int] = set()  # trials that another tool added
         self.closed: set[int] = set()  # slots that were given up unused
         self.ended: dict[int, TrialState] = {}
@@ -78,6 +83,8 @@ class Machine(RuleBasedStateMachine):
             for t in self.trials()
             if t.state == TrialState.FAIL and t.number not in self.ended
         }
+        there = {t._trial_id for t in self.trials()}
+        self.curves = {i: curve for i, curve in self.curves.items() if i in there}
         # Exactly so many, unless more were begun, or are leased and about to begin.
         counted = [t for t in self.ours() if t.state != TrialState.FAIL]
         bound = [t for t in counted if t.state != TrialState.WAITING or self.is_held(t)]
@@ -99,8 +106,32 @@ class Machine(RuleBasedStateMachine):
     @rule(target=held, worker=st.sampled_from(WORKERS))
     def take_what_fell_silent(self, worker: str) -> Held | None:
         free = [t for t in self.ours() if not t.state.is_finished()]
-        lease = self.impatient[worker].take()
-        return self._took(worker, lease or self.impatient[worker].take(), free)
+        lease, expected = self.impatient[worker].take(), self._expected(worker, free)
+        if lease is None:
+            assert expected is None
+            lease, expected = self.impatient[worker].take(), self._expected(worker, free)
+        assert (lease and lease.trial_id) == expected
+        return self._took(worker, lease, free)
+
+    @rule(target=held, worker=st.sampled_from(WORKERS))
+    def look_once(self, worker: str) -> Held | None:
+        """Whose heart has beaten since the last look is alive, however long that was."""
+        free = [t for t in self.ours() if not t.state.is_finished()]
+        lease, expected = self.impatient[worker].take(), self._expected(worker, free)
+        assert (lease and lease.trial_id) == expected
+        return None if lease is None else self._took(worker, lease, free)
+
+    def _expected(self, worker: str, unfinished: list[FrozenTrial]) -> int | None:
+        """The trial that an impatient worker gets: those that were begun come first."""
+        for trial in sorted(unfinished, key=lambda t: (t.state != TrialState.RUNNING, t.number)):
+            held = self.current.get(trial._trial_id)
+            if held is None or held.worker == worker:
+                return trial._trial_id
+            beat = held.lease.generation, self.beats[trial._trial_id]
+            if self.seen[worker].get(trial._trial_id) == beat:
+                return trial._trial_id
+            self.seen[worker][trial._trial_id] = beat
+        return None
 
     def _took(self, worker: str, lease: Lease | None, free: list[FrozenTrial]) -> Held | None:
         assert (lease is not None) == bool(free)
@@ -113,6 +144,7 @@ class Machine(RuleBasedStateMachine):
         assert lease.adopted == (trial.state == TrialState.RUNNING)
         held = Held(worker, lease)
         self.current[lease.trial_id] = held
+        self.beats[lease.trial_id] = 0
         return held
 
     def holds(self, held: Held) -> bool:
@@ -138,13 +170,27 @@ class Machine(RuleBasedStateMachine):
         slots, trial_id = self.slots[held.worker], held.lease.trial_id
         if self.holds(held):
             slots.renew(held.lease)
+            self.beats[trial_id] += 1
             with slots.fenced(held.lease):
                 self.storage.set_trial_intermediate_value(trial_id, epoch, 0.5)
+            self.curves.setdefault(trial_id, {})[epoch] = 0.5
         else:
             with pytest.raises(LeaseLost):
                 slots.renew(held.lease)
             with slots.fenced(held.lease), pytest.raises(LeaseLost):
                 self.storage.set_trial_intermediate_value(trial_id, epoch, 0.25)
+
+    @rule(held=held)
+    def start_over(self, held: Held | None) -> None:
+        if held is None:
+            return
+        slots, lease = self.slots[held.worker], held.lease
+        if self.holds(held):
+            slots.start_over(lease)
+            self.curves.pop(lease.trial_id, None)
+        else:
+            with pytest.raises(LeaseLost):
+                slots.start_over(lease)
 
     @rule(
         held=consumes(held),
@@ -205,6 +251,9 @@ class Machine(RuleBasedStateMachine):
                 assert trial.params == {}
             elif trial.state != TrialState.FAIL:
                 assert trial.params.keys() == SPACE.keys()
+        # What the holder of a lease reported is there, and nothing else is.
+        for trial in trials:
+            assert trial.intermediate_values == self.curves.get(trial._trial_id, {})
         # What has ended stays as it ended.
         found = {t.number: t.state for t in trials if t.state.is_finished()}
         for number in self.closed:

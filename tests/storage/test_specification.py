@@ -97,6 +97,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str, str]] = {
     "sampler.name": ({"sampler": "random"}, "'tpe'", "'random'"),
     "pruner.name": ({"pruner": "none"}, "'hyperband'", "'none'"),
     "seed": ({"seed": 7}, "0", "7"),
+    "duplicates": ({"duplicates": "skip"}, "'replicate'", "'skip'"),
     "space.depth": (
         {"space": {**SPECIFICATION.space, "depth": IntDistribution(2, 8)}},
         '"high": 6',
@@ -141,6 +142,16 @@ def test_every_field_of_the_data_but_its_place_is_part_of_the_identity() -> None
     assert tried == {field.name for field in dataclasses.fields(DataConfig)} - {"data_dir"}
     moved = SPECIFICATION.data.replace(data_dir="/elsewhere")
     require_same("study", stored(SPECIFICATION), dataclasses.replace(SPECIFICATION, data=moved))
+
+
+def test_a_study_from_before_there_were_duplicates_goes_on() -> None:
+    """Under the default, so that the command that began it goes on with it."""
+    older = stored(SPECIFICATION)
+    del older["duplicates"]
+    assert Specification.from_identity(older) == SPECIFICATION
+    require_same("study", older, SPECIFICATION)
+    with pytest.raises(SpecificationMismatch, match="duplicates was 'replicate', now 'run'"):
+        require_same("study", older, dataclasses.replace(SPECIFICATION, duplicates="run"))
 
 
 def test_another_kind_of_model_is_another_study() -> None:

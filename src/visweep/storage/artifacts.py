@@ -1,17 +1,18 @@
-"""The checkpoints of one study, a file per trial and lease generation."""
+"""The artifacts of one study: its checkpoints, a file per trial and lease generation."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from visweep.storage.place import Place
 from visweep.storage.specification import BRANCH, STUDY_ID
 
 _NAME = re.compile(r"trial-(\d+)\.g(\d+)\.ckpt")
+_UNFINISHED = re.compile(rf"\.{_NAME.pattern}\..*")
 
 
 def folder_name(study: str, attributes: Mapping[str, Any]) -> str:
@@ -31,54 +32,68 @@ def folder_name(study: str, attributes: Mapping[str, Any]) -> str:
 
 
 class Checkpoints:
-    """Where the trials of one study keep their checkpoints.
+    """The states that the trials of one study go on from.
 
     A file's name carries the generation of the lease under which it is written, so that a worker
     whose lease was adopted cannot overwrite what its successor writes.
+
+    Args:
+        place: where the study's artifacts lie.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, place: Place) -> None:
+        self.place = place
 
     def path(self, number: int, generation: int) -> Path:
         """Where a worker writes the checkpoint of its trial."""
-        return self.folder / f"trial-{number:05d}.g{generation}.ckpt"
+        return self.place.path(_name(number, generation))
 
     def inherit(self, number: int, generation: int) -> Path:
         """The path for this generation, holding what the newest earlier one left, if any."""
-        own = self.path(number, generation)
-        earlier = [(g, p) for n, g, p in self._found() if n == number and g < generation]
-        if earlier and not own.exists():
-            max(earlier)[1].replace(own)
-        for _, path in earlier:
-            path.unlink(missing_ok=True)
+        own = _name(number, generation)
+        found = [(g, name) for n, g, name in self.all() if n == number]
+        earlier = [(g, name) for g, name in found if g < generation]
+        if earlier and (generation, own) not in found:
+            self.place.rename(max(earlier)[1], own)
+        for _, name in earlier:
+            self.place.remove(name)
         # What a killed worker was writing is called so until it is complete.
-        for before in range(1, generation):
-            for unfinished in self.folder.glob(f".{self.path(number, before).name}.*"):
-                unfinished.unlink(missing_ok=True)
-        return own
+        for name in self.place.unfinished():
+            match = _UNFINISHED.fullmatch(name)
+            if match and int(match[1]) == number and int(match[2]) < generation:
+                self.place.remove(name)
+        return self.place.fetch(own)
+
+    def keep(self, number: int, generation: int) -> None:
+        """See that what was written is where every machine finds it."""
+        self.place.keep(_name(number, generation))
+
+    def remove(self, number: int, generation: int) -> None:
+        """Delete a checkpoint that cannot be used."""
+        self.place.remove(_name(number, generation))
 
     def latest(self, number: int) -> Path | None:
-        """The newest checkpoint of a trial."""
-        found = [(g, p) for n, g, p in self._found() if n == number]
-        return max(found)[1] if found else None
+        """A trial's newest checkpoint, on this machine."""
+        found = [(g, name) for n, g, name in self.all() if n == number]
+        return self.place.fetch(max(found)[1]) if found else None
 
-    def all(self) -> list[tuple[int, int, Path]]:
-        """Number, generation and path of every checkpoint, in this order."""
-        return sorted(self._found())
+    def all(self) -> list[tuple[int, int, str]]:
+        """Number, generation and name of every checkpoint, in this order."""
+        matches = ((_NAME.fullmatch(name), name) for name in self.place.names())
+        return sorted((int(m[1]), int(m[2]), name) for m, name in matches if m is not None)
 
     def thin(self, finished: Collection[int], keep: Collection[int]) -> None:
         """Delete the checkpoints of finished trials, except those to keep."""
-        for number, _, path in self._found():
+        for number, _, name in self.all():
             if number in finished and number not in keep:
-                path.unlink(missing_ok=True)
+                self.place.remove(name)
+        if self.place.copies is not None:
+            Checkpoints(self.place.copies).thin(finished, keep=())
 
     def discard(self) -> None:
-        """Delete everything."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete every artifact of the study."""
+        self.place.discard()
 
-    def _found(self) -> list[tuple[int, int, Path]]:
-        if not self.folder.is_dir():
-            return []
-        matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
-        return [(int(m[1]), int(m[2]), path) for m, path in matches if m is not None]
+
+def _name(number: int, generation: int) -> str:
+    return f"trial-{number:05d}.g{generation}.ckpt"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -108,20 +107,3 @@ def read_study(connection: sa.Connection, name: str) -> StudyRows:
             raise UsageError(f"STUDY: {name!r} is not here: the storage holds no studies")
         raise unknown_name("STUDY", name, found)
     return rows.read(connection, name)
-
-
-def copy_files(source: Path, target: Path) -> None:
-    """Copy a folder of finished files; what is being written, or vanishes meanwhile, is left out.
-
-    Every file in such a folder is written under a name that begins with a dot and then renamed.
-    """
-    for path in sorted(source.rglob("*")) if source.is_dir() else ():
-        place = path.relative_to(source)
-        if not path.is_file() or any(part.startswith(".") for part in place.parts):
-            continue
-        copied = target / place
-        copied.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copyfile(path, copied)
-        except FileNotFoundError:
-            copied.unlink(missing_ok=True)

@@ -16,16 +16,16 @@ from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
-from optuna.storages._rdb.models import TrialValueModel
 from optuna.trial import TrialState
 
 from visweep import text
 from visweep.errors import CheckpointError, StorageError, UsageError
-from visweep.sealed import read_sealed
+from visweep.sealed import unseal
 from visweep.storage import rows, schema
 from visweep.storage.artifacts import Checkpoints, folder_name
 from visweep.storage.backup import copy_beside, frozen_copy, read_study
-from visweep.storage.engine import Storage, artifact_folder, open_storage, study_attributes
+from visweep.storage.engine import Storage, open_storage
+from visweep.storage.holders import working
 from visweep.storage.mending import (
     close_as_failed,
     delete_reports_after,
@@ -39,10 +39,21 @@ from visweep.storage.mending import (
 )
 from visweep.storage.owner import Owner, this_process
 from visweep.storage.pack import pack
-from visweep.storage.rows import ENDED, OF_A_STUDY, OF_A_TRIAL, StudyRows, TrialRows
+from visweep.storage.place import Place
+from visweep.storage.rows import StudyRows, TrialRows, UnreadableRows, unreadable
 from visweep.storage.slots import Slots
 from visweep.storage.specification import BUDGET, SPECIFICATION, STUDY_ID
+from visweep.storage.tables import (
+    FINISHED,
+    FINITE,
+    OF_A_STUDY,
+    OF_A_TRIAL,
+    studies,
+    study_attributes,
+    trials,
+)
 from visweep.storage.url import check_sqlite_file, parse, read_only, sqlite_path
+from visweep.storage.whereabouts import Artifacts
 
 _OF_AN_INDEX = re.compile(
     r"(row \d+ missing from|wrong # of entries in|non-unique entry in) index"
@@ -85,8 +96,13 @@ class _Trial:
         return Finding(f"{self.name}: {what}", remedy, mend=bound)
 
 
-def check(url: str, name: str | None = None) -> list[Finding]:
+def check(url: str, name: str | None = None, artifacts: str | None = None) -> list[Finding]:
     """What is wrong or stale in a storage, or in one study of it; changes nothing.
+
+    Args:
+        url: the storage.
+        name: of the one study to check.
+        artifacts: where this machine finds the artifacts; None for where each study says.
 
     Raises:
         UsageError: there is no such storage or study.
@@ -100,17 +116,20 @@ def check(url: str, name: str | None = None) -> list[Finding]:
         if damage:
             # A damaged index hides rows; this one is a copy.
             connection.exec_driver_sql("REINDEX")
-        return [*damage, *_examine(connection, artifact_folder(url), name)]
+        return [*damage, *_examine(connection, Artifacts(url, artifacts), name)]
 
 
-def repair(url: str, name: str | None = None) -> list[Path]:
+def repair(url: str, name: str | None = None, artifacts: str | None = None) -> list[Path]:
     """Do what `check` says, after a backup; returns the files that hold it.
+
+    Args:
+        url, name, artifacts: as for `check`.
 
     Raises:
         UsageError: there is no such storage or study, or a worker is at it.
         StorageError: the storage fails; then nothing was repaired.
     """
-    findings = check(url, name)
+    findings = check(url, name, artifacts)
     if not any(finding.mend for finding in findings):
         return []
     path = sqlite_path(parse(url))
@@ -119,11 +138,11 @@ def repair(url: str, name: str | None = None) -> list[Path]:
         with storage.reading() as connection:
             wanted = [name] if name is not None else _ours(connection)
         _require_idle(storage, wanted)
-        backups = _packs(url, wanted) if path is None else [copy_beside(path)]
+        backups = _packs(url, wanted, artifacts) if path is None else [copy_beside(path)]
         with storage.transaction() as connection:
             if path is not None:
                 connection.exec_driver_sql("REINDEX")
-            for finding in _examine(connection, artifact_folder(url), name):
+            for finding in _examine(connection, Artifacts(url, artifacts), name):
                 if finding.mend is not None:
                     finding.mend(connection)
         for study in wanted:
@@ -136,22 +155,22 @@ def repair(url: str, name: str | None = None) -> list[Path]:
 def _ours(connection: sa.Connection) -> list[str]:
     """The studies that visweep made."""
     query = (
-        sa.select(rows.studies.c.study_name)
-        .join(study_attributes, study_attributes.c.study_id == rows.studies.c.study_id)
+        sa.select(studies.c.study_name)
+        .join(study_attributes, study_attributes.c.study_id == studies.c.study_id)
         .where(study_attributes.c.key == SPECIFICATION)
-        .order_by(rows.studies.c.study_id)
+        .order_by(studies.c.study_id)
     )
     return list(connection.execute(query).scalars())
 
 
-def _packs(url: str, names: Iterable[str]) -> list[Path]:
+def _packs(url: str, names: Iterable[str], artifacts: str | None) -> list[Path]:
     """A server has no file to be copied."""
     packs = []
     for name in names:
         count = 1
         while (path := Path(f"{folder_name(name, {})}-before-repair-{count}.visweep")).exists():
             count += 1
-        pack(url, name, path.resolve())
+        pack(url, name, path.resolve(), artifacts)
         packs.append(path)
     return packs
 
@@ -166,13 +185,11 @@ def _settle_budget(storage: Storage, name: str) -> None:
 def _require_idle(storage: Storage, names: Iterable[str]) -> None:
     with storage.reading() as connection:
         for name in names:
-            for trial in rows.read(connection, name).trials:
-                owner = _owner(trial)
-                if isinstance(owner, Owner) and owner.is_here() and not owner.is_gone():
-                    raise UsageError(
-                        f"--repair: study {name!r} is being worked on (process {owner.pid}); "
-                        f"run visweep stop {name} first"
-                    )
+            for holder in working(connection, rows.id_of(connection, name)):
+                raise UsageError(
+                    f"--repair: study {name!r} is being worked on ({holder}); "
+                    f"run visweep stop {name} first"
+                )
 
 
 def _damage(path: Path) -> list[Finding]:
@@ -195,7 +212,7 @@ def _damage(path: Path) -> list[Finding]:
     return [Finding(what, f"cannot be repaired: {_GIVE_BACK}")]
 
 
-def _examine(connection: sa.Connection, artifacts: Path, name: str | None) -> list[Finding]:
+def _examine(connection: sa.Connection, artifacts: Artifacts, name: str | None) -> list[Finding]:
     found = [*_orphans(connection), *_without_uuid(connection)] if name is None else []
     for study_name in rows.names(connection) if name is None else [name]:
         try:
@@ -204,21 +221,17 @@ def _examine(connection: sa.Connection, artifacts: Path, name: str | None) -> li
             if SPECIFICATION in study.attributes:
                 ids = rows.trial_ids(connection, rows.id_of(connection, study_name))
                 found += _examine_study(study, ids, artifacts)
-        except (ValueError, LookupError, TypeError) as e:
-            found.append(
-                Finding(
-                    f"study {study_name!r}: has rows that cannot be read ({e})",
-                    f"cannot be repaired: {_GIVE_BACK}",
-                )
-            )
+        except (UnreadableRows, ValueError, LookupError, TypeError) as e:
+            what = str(e) if isinstance(e, UnreadableRows) else unreadable(study_name, e)
+            found.append(Finding(what, f"cannot be repaired: {_GIVE_BACK}"))
     return found
 
 
 def _orphans(connection: sa.Connection) -> Iterator[Finding]:
     """Rows that belong to nothing."""
     for owners, key, tables in (
-        (rows.studies, "study_id", (*OF_A_STUDY, rows.trials)),
-        (rows.trials, "trial_id", OF_A_TRIAL),
+        (studies, "study_id", (*OF_A_STUDY, trials)),
+        (trials, "trial_id", OF_A_TRIAL),
     ):
         there = sa.select(owners.c[key])
         for table in tables:
@@ -246,10 +259,18 @@ def _without_uuid(connection: sa.Connection) -> Iterator[Finding]:
         )
 
 
-def _examine_study(study: StudyRows, ids: list[int], artifacts: Path) -> Iterator[Finding]:
+def _examine_study(study: StudyRows, ids: list[int], artifacts: Artifacts) -> Iterator[Finding]:
     space = tuple(study.attributes[SPECIFICATION]["identity"]["space"])
-    checkpoints = Checkpoints(artifacts / folder_name(study.name, study.attributes))
-    states = {number: generation for number, generation, _ in checkpoints.all()}
+    states: dict[int, int] | None = None
+    try:
+        place = artifacts.of(study.name, study.attributes)
+        states = {number: generation for number, generation, _ in Checkpoints(place).all()}
+        yield from _examine_checkpoints(study, place)
+    except (UsageError, StorageError) as e:
+        yield Finding(
+            f"study {study.name!r}: its checkpoints cannot be checked: {e}",
+            "none; check again when they can be read",
+        )
     numbers = Counter(t.number for t in study.trials)
     astray = [n for n in numbers if numbers[n] > 1 or not 0 <= n < len(study.trials)]
     if astray:
@@ -260,11 +281,10 @@ def _examine_study(study: StudyRows, ids: list[int], artifacts: Path) -> Iterato
     for trial_id, trial in zip(ids, study.trials, strict=True):
         examined = _Trial(study.name, trial_id, trial, space)
         if trial.slot is None:
-            yield from _slotless(examined, study, states.get(trial.number))
+            yield from _slotless(examined, study, (states or {}).get(trial.number))
             continue
-        yield from _examine_trial(examined, trial.number in states)
+        yield from _examine_trial(examined, states is None or trial.number in states)
     yield from _examine_budget(study)
-    yield from _examine_checkpoints(study, checkpoints)
 
 
 def _slotless(trial: _Trial, study: StudyRows, generation: int | None) -> Iterator[Finding]:
@@ -285,7 +305,7 @@ def _examine_trial(trial: _Trial, has_state: bool) -> Iterator[Finding]:
     yield from _examine_lease(trial)
     found = trial.rows
     running = found.state == TrialState.RUNNING and found.generation > 0
-    if not running and found.state not in ENDED:
+    if not running and found.state not in FINISHED:
         return
     unset = [name for name in trial.space if name not in found.parameters]
     if unset:
@@ -354,16 +374,13 @@ def _examine_result(trial: _Trial) -> Iterator[Finding]:
             "given that of its last epoch",
             partial(set_value, value=last),
         )
-    elif complete and any(v["value_type"] != _FINITE for v in values):
+    elif complete and any(v["value_type"] != FINITE for v in values):
         yield trial.wrong(
             "is finished with a value that is no number",
             "closed as failed, and another is run instead",
             partial(close_as_failed, cause="its value was no number"),
         )
     yield from _examine_attributes(trial)
-
-
-_FINITE = TrialValueModel.TrialValueType.FINITE
 
 
 def _examine_attributes(trial: _Trial) -> Iterator[Finding]:
@@ -410,22 +427,23 @@ def _examine_budget(study: StudyRows) -> Iterator[Finding]:
         )
 
 
-def _examine_checkpoints(study: StudyRows, checkpoints: Checkpoints) -> Iterator[Finding]:
-    for _, _, path in checkpoints.all():
+def _examine_checkpoints(study: StudyRows, place: Place) -> Iterator[Finding]:
+    for _, _, name in Checkpoints(place).all():
         try:
-            read_sealed(path)
+            unseal(place.read(name), f"{place.where}/{name}")
         except FileNotFoundError:  # a worker needs it no more
             continue
         except (CheckpointError, OSError) as e:
             yield Finding(
                 f"study {study.name!r}: {e}",
-                f"renamed to {path.name}.damaged; a trial that needs it begins anew",
-                mend=partial(_put_aside, path=path),
+                f"renamed to {name}.damaged; a trial that needs it begins anew",
+                mend=partial(_put_aside, place=place, name=name),
             )
 
 
-def _put_aside(_: sa.Connection, path: Path) -> None:
+def _put_aside(_: sa.Connection, place: Place, name: str) -> None:
     try:
-        path.replace(path.with_name(f"{path.name}.damaged"))
+        place.rename(name, f"{name}.damaged")
     except OSError as e:
-        raise StorageError(f"{path}: cannot be renamed ({e.strerror})") from e
+        where = f"{place.where}/{name}"
+        raise StorageError(f"{where}: cannot be renamed ({e.strerror or e})") from e

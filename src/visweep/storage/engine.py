@@ -15,7 +15,7 @@ import json
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
 from pathlib import Path
@@ -24,25 +24,20 @@ from typing import Any, TypeVar
 import sqlalchemy
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
-from optuna.trial import TrialState
+from optuna.storages._rdb.models import TrialIntermediateValueModel
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from visweep.errors import StorageError, UsageError, VisweepError
+from visweep.folders import data_dir
 from visweep.storage import schema, server
+from visweep.storage.history import History, Wanted
 from visweep.storage.retry import Patience
+from visweep.storage.tables import reports, studies, study_attributes, trials, user_attributes
 from visweep.storage.url import check_sqlite_file, parse, sqlite_path, without_password
 
 Method = TypeVar("Method", bound=Callable[..., Any])
-
-studies: sqlalchemy.Table = models.StudyModel.__table__
-
-trials: sqlalchemy.Table = models.TrialModel.__table__
-
-user_attributes: sqlalchemy.Table = models.TrialUserAttributeModel.__table__
-
-study_attributes: sqlalchemy.Table = models.StudyUserAttributeModel.__table__
 
 DATABASE_ERRORS = (DBAPIError, StorageInternalError)
 """What the driver raises, and what Optuna makes of it."""
@@ -100,6 +95,7 @@ class Storage(RDBStorage):
 
     def __init__(self, url: str) -> None:
         self._intent = threading.local()
+        self._history = History()
         self.patience = Patience(without_password(parse(url)))
         # Optuna fills in a template; a brace in a path is none.
         template = url.replace("{", "{{").replace("}", "}}")
@@ -206,6 +202,36 @@ class Storage(RDBStorage):
                 ],
             )
 
+    @patient
+    def set_trial_intermediate_value(
+        self, trial_id: int, step: int, intermediate_value: float
+    ) -> None:
+        """Report a value, as Optuna does; in fewer steps, since the lock is held meanwhile.
+
+        Raises:
+            KeyError: there is no such trial.
+            UpdateFinishedTrialError: it is finished.
+        """
+        of_step = sqlalchemy.and_(reports.c.trial_id == trial_id, reports.c.step == step)
+        value, kind = TrialIntermediateValueModel.intermediate_value_to_stored_repr(
+            intermediate_value
+        )
+        with self.transaction() as connection:
+            there = sqlalchemy.select(trials.c.state).where(trials.c.trial_id == trial_id)
+            state = connection.execute(there.with_for_update()).scalar_one_or_none()
+            if state is None:
+                raise KeyError(f"no trial has the id {trial_id}")
+            self.check_trial_is_updatable(trial_id, state)
+            connection.execute(sqlalchemy.delete(reports).where(of_step))
+            connection.execute(
+                sqlalchemy.insert(reports).values(
+                    trial_id=trial_id,
+                    step=step,
+                    intermediate_value=value,
+                    intermediate_value_type=kind,
+                )
+            )
+
     def close(self) -> None:
         """Close all connections; the last process to do so folds the log into the file."""
         self.scoped_session.remove()
@@ -270,7 +296,6 @@ class Storage(RDBStorage):
     set_study_user_attr = patient(_locked(RDBStorage.set_study_user_attr))
     set_study_system_attr = patient(_locked(RDBStorage.set_study_system_attr))
     _set_trial_param = patient(_locked(RDBStorage._set_trial_param))
-    set_trial_intermediate_value = patient(_locked(RDBStorage.set_trial_intermediate_value))
     set_trial_user_attr = patient(_locked(RDBStorage.set_trial_user_attr))
     set_trial_system_attr = patient(_locked(RDBStorage.set_trial_system_attr))
 
@@ -289,7 +314,18 @@ class Storage(RDBStorage):
     )
     get_all_trials = patient(RDBStorage.get_all_trials)
     get_best_trial = patient(RDBStorage.get_best_trial)
-    _get_trials = patient(RDBStorage._get_trials)
+
+    @patient
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        wanted = Wanted(study_id, trial_id_greater_than, included_trial_ids, states)
+        with self.reading() as connection:
+            return self._history.read(connection, wanted)
 
 
 def _lock_row(connection: sqlalchemy.Connection, key: sqlalchemy.Column[int], value: int) -> None:
@@ -333,7 +369,7 @@ def _open_server(url: sqlalchemy.URL, must_exist: bool) -> Storage:
     with engine.begin() as connection:
         connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(_CREATION)))
         tables = sqlalchemy.inspect(connection)
-        if must_exist and not tables.has_table(models.StudyModel.__tablename__):
+        if must_exist and not tables.has_table(studies.name):
             raise UsageError(f"--storage: {without_password(url)} holds no studies")
         return Storage(url.render_as_string(hide_password=False))
 
@@ -387,6 +423,9 @@ def _configure_sqlite(connection: Any, _: Any) -> None:
 
 
 def artifact_folder(url: str) -> Path:
-    """Where checkpoints and artifacts of this storage's studies lie: beside an SQLite file."""
+    """Where artifacts of this storage's studies lie unless they say otherwise.
+
+    Beside an SQLite file; for a server, in a folder of the user's on this machine.
+    """
     path = sqlite_path(parse(url))
-    return (path.parent if path is not None else Path.cwd() / "storage") / "artifacts"
+    return (data_dir() if path is None else path.parent) / "artifacts"

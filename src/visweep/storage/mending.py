@@ -7,16 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from visweep.storage.schema import missing_uuids, slots
-
-_trials: sa.Table = models.TrialModel.__table__
-_parameters: sa.Table = models.TrialParamModel.__table__
-_values: sa.Table = models.TrialValueModel.__table__
-_reports: sa.Table = models.TrialIntermediateValueModel.__table__
-_attributes: sa.Table = models.TrialUserAttributeModel.__table__
+from visweep.storage import tables
+from visweep.storage.schema import missing_uuids
+from visweep.storage.tables import params, reports, slots, trials, user_attributes
 
 
 def delete_where(
@@ -37,7 +32,7 @@ def give_uuids(connection: sa.Connection) -> None:
 def give_slot(connection: sa.Connection, trial_id: int, generation: int, identity: str) -> None:
     """Give a trial that has begun its slot again."""
     study_id = connection.execute(
-        sa.select(_trials.c.study_id).where(_trials.c.trial_id == trial_id)
+        sa.select(trials.c.study_id).where(trials.c.trial_id == trial_id)
     ).scalar_one()
     connection.execute(sa.delete(slots).where(slots.c.trial_id == trial_id))
     connection.execute(
@@ -49,37 +44,38 @@ def give_slot(connection: sa.Connection, trial_id: int, generation: int, identit
 
 def release(connection: sa.Connection, trial_id: int) -> None:
     """Take a lease from its owner, who does not hold it any more."""
-    connection.execute(sa.update(slots).where(slots.c.trial_id == trial_id).values(owner=None))
+    held = sa.update(slots).where(slots.c.trial_id == trial_id)
+    connection.execute(held.values(owner=None, renewed=None))
 
 
 def set_waiting(connection: sa.Connection, trial_id: int) -> None:
     """Make a trial one that has not begun."""
-    for table in (_parameters, _reports, _values):
+    for table in (params, reports, tables.values):
         connection.execute(sa.delete(table).where(table.c.trial_id == trial_id))
     connection.execute(
-        sa.update(_trials)
-        .where(_trials.c.trial_id == trial_id)
+        sa.update(trials)
+        .where(trials.c.trial_id == trial_id)
         .values(state=TrialState.WAITING, datetime_start=None, datetime_complete=None)
     )
     connection.execute(
         sa.update(slots)
         .where(slots.c.trial_id == trial_id)
-        .values(owner=None, generation=slots.c.generation + 1, uuid=None)
+        .values(owner=None, renewed=None, generation=slots.c.generation + 1, uuid=None)
     )
 
 
 def delete_reports_after(connection: sa.Connection, trial_id: int, epoch: int) -> None:
     """Forget what was reported of this epoch and later ones; whoever goes on reports it again."""
     connection.execute(
-        sa.delete(_reports).where(_reports.c.trial_id == trial_id, _reports.c.step >= epoch)
+        sa.delete(reports).where(reports.c.trial_id == trial_id, reports.c.step >= epoch)
     )
 
 
 def close_as_failed(connection: sa.Connection, trial_id: int, cause: str) -> None:
     """Close a trial whose result cannot be trusted; its other rows stay."""
-    connection.execute(sa.delete(_values).where(_values.c.trial_id == trial_id))
+    connection.execute(sa.delete(tables.values).where(tables.values.c.trial_id == trial_id))
     connection.execute(
-        sa.update(_trials).where(_trials.c.trial_id == trial_id).values(state=TrialState.FAIL)
+        sa.update(trials).where(trials.c.trial_id == trial_id).values(state=TrialState.FAIL)
     )
     set_attributes(connection, trial_id, {"ended": f"failed: {cause}"})
 
@@ -87,11 +83,11 @@ def close_as_failed(connection: sa.Connection, trial_id: int, cause: str) -> Non
 def set_value(connection: sa.Connection, trial_id: int, value: float) -> None:
     """Set a finished trial's value."""
     connection.execute(
-        sa.insert(_values).values(
+        sa.insert(tables.values).values(
             trial_id=trial_id,
             objective=0,
             value=value,
-            value_type=models.TrialValueModel.TrialValueType.FINITE,
+            value_type=tables.FINITE,
         )
     )
 
@@ -99,12 +95,12 @@ def set_value(connection: sa.Connection, trial_id: int, value: float) -> None:
 def set_attributes(connection: sa.Connection, trial_id: int, values: Mapping[str, Any]) -> None:
     """Set user attributes of a trial."""
     connection.execute(
-        sa.delete(_attributes).where(
-            _attributes.c.trial_id == trial_id, _attributes.c.key.in_(list(values))
+        sa.delete(user_attributes).where(
+            user_attributes.c.trial_id == trial_id, user_attributes.c.key.in_(list(values))
         )
     )
     connection.execute(
-        sa.insert(_attributes),
+        sa.insert(user_attributes),
         [
             {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
             for key, value in values.items()

@@ -6,18 +6,28 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from visweep.errors import SpecificationMismatch, StorageError, UsageError
 from visweep.sealed import sync_folder, write_atomically
 from visweep.storage import rows
 from visweep.storage.artifacts import Checkpoints, folder_name
-from visweep.storage.backup import copy_files, file_url, frozen_copy, opened_file
+from visweep.storage.backup import file_url, frozen_copy, opened_file
 from visweep.storage.engine import artifact_folder
-from visweep.storage.rows import ENDED, StudyRows, TrialRows
-from visweep.storage.specification import BUDGET, SPECIFICATION, STUDY_ID, difference
+from visweep.storage.folder import Folder
+from visweep.storage.place import Place
+from visweep.storage.rows import StudyRows, TrialRows
+from visweep.storage.specification import (
+    ARTIFACTS,
+    BUDGET,
+    SPECIFICATION,
+    STUDY_ID,
+    difference,
+)
+from visweep.storage.tables import FINISHED
 from visweep.storage.unite import United, unite
+from visweep.storage.whereabouts import Artifacts
 
 _SET_ASIDE = "set-aside"
 """The folder, in the study's artifacts, of what lost against the same trial's other copy."""
@@ -53,18 +63,19 @@ def merge(first: Path, second: Path, target: Path) -> list[Merged]:
     united = [
         (name, *_pair(name, first, second, *found)) for name, found in _studies(first, second)
     ]
-    places = {name: _folder(target, made.study) for name, made, _ in united}
-    for place in places.values():
-        if place.exists():
+    beside = artifact_folder(file_url(target))
+    folders = {name: beside / folder_name(name, made.study.attributes) for name, made, _ in united}
+    for folder in folders.values():
+        if folder.exists():
             raise UsageError(
-                f"--output: {place} is there already; give a file in a folder of its own, such "
+                f"--output: {folder} is there already; give a file in a folder of its own, such "
                 f"as merged/{target.name}"
             )
     made_folders: list[Path] = []
     try:
-        for name, made, folders in united:
-            _write_artifacts(places[name], made, folders)
-            made_folders.append(places[name])
+        for name, made, places in united:
+            _write_artifacts(folders[name], made, places)
+            made_folders.append(folders[name])
         _write_database(target, [made.study for _, made, _ in united])
     except OSError as e:
         _remove(made_folders)
@@ -84,7 +95,7 @@ def _summary(united: United) -> Merged:
     study = united.study
     return Merged(
         name=study.name,
-        finished=sum(t.slot is not None and t.state in ENDED for t in study.trials),
+        finished=sum(t.slot is not None and t.state in FINISHED for t in study.trials),
         budget=study.attributes.get(BUDGET),
         set_aside=len(united.set_aside),
     )
@@ -117,21 +128,25 @@ def _read(path: Path) -> dict[str, StudyRows]:
 
 def _pair(
     name: str, first: Path, second: Path, one: StudyRows | None, other: StudyRows | None
-) -> tuple[United, tuple[Path, Path]]:
-    """The united study and the two folders that its artifacts come from."""
+) -> tuple[United, tuple[Place, Place]]:
+    """The united study and the two places that its artifacts come from."""
     here, there = one or other, other or one
     assert here is not None
     assert there is not None
-    folders = (
-        _folder(first if one is not None else second, here),
-        _folder(second if other is not None else first, there),
+    places = (
+        _place(first if one is not None else second, here),
+        _place(second if other is not None else first, there),
     )
     _require_related(name, here, there)
-    return unite(here, there), folders
+    united = unite(here, there)
+    if ARTIFACTS in united.study.attributes:
+        # They are copied: those of the new database lie beside it.
+        united = replace(united, study=united.study.with_attributes(**{ARTIFACTS: None}))
+    return united, places
 
 
-def _folder(database: Path, study: StudyRows) -> Path:
-    return artifact_folder(file_url(database)) / folder_name(study.name, study.attributes)
+def _place(database: Path, study: StudyRows) -> Place:
+    return Artifacts(file_url(database)).of(study.name, study.attributes)
 
 
 def _require_related(name: str, one: StudyRows, other: StudyRows) -> None:
@@ -154,32 +169,23 @@ def _require_related(name: str, one: StudyRows, other: StudyRows) -> None:
         )
 
 
-def _write_artifacts(target: Path, united: United, folders: tuple[Path, Path]) -> None:
+def _write_artifacts(target: Path, united: United, places: tuple[Place, Place]) -> None:
     """Checkpoints under the numbers that their trials have now, and everything else as it was."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".merge-", dir=target.parent) as scratch:
-        made = Path(scratch) / target.name
-        for folder in reversed(folders):
-            copy_files(folder, made)
-        for _, _, path in Checkpoints(made).all():
-            path.unlink()
+    with Folder(target).filling() as made:
+        for place in reversed(places):
+            place.copy_to(made)
+        for _, _, name in Checkpoints(Folder(made)).all():
+            (made / name).unlink()
+        # Of several, the newest.
+        states = [{n: (g, name) for n, g, name in Checkpoints(p).all()} for p in places]
         for number, sources in united.sources.items():
-            _copy_checkpoint(made, number, [(folders[s.side], s.number) for s in sources])
+            source = next((s for s in sources if s.number in states[s.side]), None)
+            if source is not None:
+                generation, name = states[source.side][source.number]
+                content = places[source.side].read(name)
+                Checkpoints(Folder(made)).path(number, generation).write_bytes(content)
         for trial in united.set_aside:
             _set_aside(made / _SET_ASIDE, trial)
-        if made.exists():
-            made.rename(target)
-            sync_folder(target.parent)
-
-
-def _copy_checkpoint(target: Path, number: int, sources: list[tuple[Path, int]]) -> None:
-    for folder, before in sources:
-        found = [(g, path) for n, g, path in Checkpoints(folder).all() if n == before]
-        if found:
-            generation, path = max(found)
-            target.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, Checkpoints(target).path(number, generation))
-            return
 
 
 def _set_aside(folder: Path, trial: TrialRows) -> None:

@@ -7,7 +7,6 @@ SQLite file is opened read-only), and imports neither Optuna nor torch.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import sqlalchemy as sa
 
 from visweep.errors import StorageError, UsageError
 from visweep.storage import server
-from visweep.storage.owner import Owner
+from visweep.storage.holders import Holder, Unfinished, unfinished
 from visweep.storage.url import check_sqlite_file, parse, read_only, sqlite_path, without_password
 
 _STUDIES = "SELECT study_id, study_name FROM studies ORDER BY study_id"
@@ -27,11 +26,6 @@ _FINISHED = """
     FROM trials t JOIN visweep_slots s ON s.trial_id = t.trial_id AND s.study_id = t.study_id
     WHERE t.state IN ('COMPLETE', 'PRUNED')
     GROUP BY t.study_id
-"""
-_HOLDERS = """
-    SELECT t.study_id, s.owner
-    FROM trials t JOIN visweep_slots s ON s.trial_id = t.trial_id AND s.study_id = t.study_id
-    WHERE t.state = 'RUNNING'
 """
 _BEST = """
     SELECT t.study_id, t.number, v.value
@@ -52,6 +46,7 @@ class StudyOverview:
         states: number of trials by Optuna's name of their state, those of other tools included.
         interrupted: how many of the RUNNING ones no worker holds, as far as can be told from here.
         best: number and value of the best completed trial; of a pruned one where there is none.
+        workers: who holds its trials.
     """
 
     name: str
@@ -60,6 +55,7 @@ class StudyOverview:
     states: Mapping[str, int]
     interrupted: int
     best: tuple[int, float] | None
+    workers: tuple[Holder, ...] = ()
 
 
 def overview(url: str) -> list[StudyOverview]:
@@ -97,24 +93,26 @@ def _read(connection: sa.Connection) -> list[StudyOverview]:
         states.setdefault(study_id, {})[state] = number
     best = {row[0]: (row[1], row[2]) for row in connection.execute(sa.text(_BEST))}
     finished: dict[int, int] = {}
-    interrupted: Counter[int] = Counter()
+    held: dict[int, list[Unfinished]] = {}
     if sa.inspect(connection).has_table("visweep_slots"):
         finished = {row[0]: row[1] for row in connection.execute(sa.text(_FINISHED))}
-        for study_id, owner in connection.execute(sa.text(_HOLDERS)):
-            interrupted[study_id] += owner is None or Owner.from_text(owner).is_gone()
+        for slot in unfinished(connection):
+            held.setdefault(slot.study_id, []).append(slot)
     overviews = []
     for study_id, name in connection.execute(sa.text(_STUDIES)):
         counts = states.get(study_id, {})
         ours = study_id in budgets
         ended = counts.get("COMPLETE", 0) + counts.get("PRUNED", 0)
+        slots = held.get(study_id, [])
         overviews.append(
             StudyOverview(
                 name=name,
                 budget=budgets.get(study_id),
                 finished=finished.get(study_id, 0) if ours else ended,
                 states=counts,
-                interrupted=interrupted[study_id],
+                interrupted=sum(slot.interrupted for slot in slots),
                 best=best.get(study_id),
+                workers=tuple(slot.holder for slot in slots if slot.holder is not None),
             )
         )
     return overviews

@@ -33,6 +33,11 @@ class Owner:
 
     @classmethod
     def from_text(cls, text: str) -> Owner:
+        """What `to_text` wrote.
+
+        Raises:
+            ValueError, TypeError: it is something else.
+        """
         return cls(**json.loads(text))
 
     @property

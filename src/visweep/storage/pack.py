@@ -27,17 +27,16 @@ from typing import IO, Any
 from visweep.errors import StorageError, UsageError
 from visweep.sealed import sync_folder
 from visweep.storage import rows, schema
-from visweep.storage.artifacts import Checkpoints, folder_name
-from visweep.storage.backup import (
-    copy_files,
-    frozen_copy,
-    opened_file,
-    read_study,
-)
-from visweep.storage.engine import artifact_folder, open_storage
+from visweep.storage.artifacts import Checkpoints
+from visweep.storage.backup import frozen_copy, opened_file, read_study
+from visweep.storage.engine import open_storage
+from visweep.storage.folder import Folder
+from visweep.storage.place import Place
 from visweep.storage.rows import StudyRows
-from visweep.storage.specification import BRANCH, SPECIFICATION, STUDY_ID
-from visweep.storage.url import read_only
+from visweep.storage.specification import ARTIFACTS, BRANCH, SPECIFICATION, STUDY_ID
+from visweep.storage.tables import FINISHED
+from visweep.storage.url import parse, read_only, without_password
+from visweep.storage.whereabouts import Artifacts, make_ready
 
 FORMAT = "visweep pack"
 VERSION = 1
@@ -70,10 +69,16 @@ class Unpacked:
     branch: str
 
 
-def pack(url: str, name: str, target: Path) -> int:
+def pack(url: str, name: str, target: Path, artifacts: str | None = None) -> int:
     """Write a study into one file, while workers may be at it; returns the file's size.
 
     A file that is there is replaced when the new one is complete.
+
+    Args:
+        url: the storage.
+        name: of the study.
+        target: the file.
+        artifacts: where this machine finds its artifacts; None for where the study says.
 
     Raises:
         UsageError: there is no such storage or study, or the study was not made by visweep.
@@ -82,7 +87,7 @@ def pack(url: str, name: str, target: Path) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
             made = Path(folder)
-            study = _gather(url, name, made)
+            study = _gather(url, name, made, artifacts)
             _write_archive(made, study)
             (made / "pack").replace(target)
         sync_folder(target.parent)
@@ -91,7 +96,7 @@ def pack(url: str, name: str, target: Path) -> int:
     return target.stat().st_size
 
 
-def _gather(url: str, name: str, folder: Path) -> StudyRows:
+def _gather(url: str, name: str, folder: Path, artifacts: str | None) -> StudyRows:
     """Put a study's database and artifacts into a folder.
 
     The rows are copied first, since a trial goes on from a state that is newer than its rows, but
@@ -103,8 +108,8 @@ def _gather(url: str, name: str, folder: Path) -> StudyRows:
         if SPECIFICATION not in study.attributes or STUDY_ID not in study.attributes:
             raise UsageError(f"STUDY: {name!r} was not made by visweep")
         shutil.rmtree(folder / _ARTIFACTS, ignore_errors=True)
-        copy_files(artifact_folder(url) / folder_name(name, study.attributes), folder / _ARTIFACTS)
-        if not _states_missing(study, Checkpoints(folder / _ARTIFACTS)):
+        Artifacts(url, artifacts).of(name, study.attributes).copy_to(folder / _ARTIFACTS)
+        if not _states_missing(study, Checkpoints(Folder(folder / _ARTIFACTS))):
             break
     released = replace(study, trials=tuple(trial.released() for trial in study.trials))
     with opened_file(folder / _DATABASE) as storage, storage.transaction() as connection:
@@ -152,7 +157,11 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def unpack(
-    path: Path, url: str, new_name: str | None = None, missing: Path | None = None
+    path: Path,
+    url: str,
+    new_name: str | None = None,
+    missing: Path | None = None,
+    artifacts: str | None = None,
 ) -> Unpacked:
     """Add a packed study to a storage: all of it, or nothing.
 
@@ -164,6 +173,7 @@ def unpack(
         url: the storage.
         new_name: of the study here.
         missing: the folder of a new storage, which is to be made.
+        artifacts: where its artifacts are to lie; None for where this storage has them.
 
     Raises:
         UsageError: the file is damaged, not a pack or from a newer version, or the storage has a
@@ -174,14 +184,18 @@ def unpack(
         try:
             study = _study_in(path, archive, manifest, Path(scratch))
             branch = secrets.token_hex(4)
-            study = replace(study, name=new_name or study.name).with_attributes(**{BRANCH: branch})
+            study = replace(study, name=new_name or study.name).with_attributes(
+                **{BRANCH: branch, ARTIFACTS: artifacts}
+            )
+            if artifacts is not None:
+                make_ready(artifacts)
             if missing is not None:
                 missing.mkdir(exist_ok=True)
             _add(study, path, archive, manifest, url)
         except OSError as e:
-            place = e.filename or artifact_folder(url)
+            place = e.filename or without_password(parse(url))
             raise StorageError(f"{place}: cannot be written ({e.strerror})") from e
-    finished = sum(trial.state in rows.ENDED for trial in study.trials)
+    finished = sum(trial.state in FINISHED for trial in study.trials)
     return Unpacked(study.name, finished, branch)
 
 
@@ -193,14 +207,14 @@ def _add(
     try:
         with storage.reading() as connection:
             _require_new(study.name, rows.names(connection))
-        folder = artifact_folder(url) / folder_name(study.name, study.attributes)
-        _extract_artifacts(path, archive, manifest, folder)
+        place = Artifacts(url).of(study.name, study.attributes)
+        _extract_artifacts(path, archive, manifest, place)
         try:
             with storage.transaction() as connection:
                 _require_new(study.name, rows.names(connection))
                 rows.write(connection, study)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            place.discard()
             raise
     finally:
         storage.close()
@@ -315,9 +329,9 @@ def _extract(
 
 
 def _extract_artifacts(
-    path: Path, archive: zipfile.ZipFile, manifest: Mapping[str, Any], folder: Path
+    path: Path, archive: zipfile.ZipFile, manifest: Mapping[str, Any], place: Place
 ) -> None:
-    """Write the artifacts of an archive into a new folder, whole or not at all."""
+    """Write the artifacts of an archive into an empty place, whole or not at all."""
     members = {
         name: PurePosixPath(name).relative_to(_ARTIFACTS)
         for name in manifest["members"]
@@ -325,18 +339,12 @@ def _extract_artifacts(
     }
     if not members:
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as scratch:
-        made = Path(scratch) / folder.name
-        for name, place in members.items():
-            target = made.joinpath(*place.parts)
+    with place.filling() as made:
+        for name, within in members.items():
+            target = made.joinpath(*within.parts)
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as file:
                 try:
                     _extract(archive, name, manifest["members"][name], file)
                 except _DAMAGE as e:
                     raise _damaged(path, e) from e
-                file.flush()
-                os.fsync(file.fileno())
-        made.rename(folder)
-    sync_folder(folder.parent)

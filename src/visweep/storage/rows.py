@@ -16,34 +16,21 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from visweep.storage.schema import inferred_uuid, metadata, slots
+from visweep.errors import StorageError
+from visweep.storage.schema import inferred_uuid
 from visweep.storage.specification import STUDY_ID
+from visweep.storage.tables import FIXED, OF_A_STUDY, OF_A_TRIAL, slots, studies, trials
 
 Row = Mapping[str, Any]
 Parts = Mapping[str, tuple[Row, ...]]
 
-studies: sa.Table = models.StudyModel.__table__
-trials: sa.Table = models.TrialModel.__table__
-
 _IDS = {"study_id", "trial_id"}
-_TABLES: tuple[sa.Table, ...] = (
-    *models.BaseModel.metadata.tables.values(),
-    *metadata.tables.values(),
-)
-OF_A_TRIAL: tuple[sa.Table, ...] = tuple(
-    t for t in _TABLES if "trial_id" in t.c and t is not trials
-)
-OF_A_STUDY: tuple[sa.Table, ...] = tuple(
-    t for t in _TABLES if "study_id" in t.c and "trial_id" not in t.c and t is not studies
-)
-"""The tables whose rows belong to one trial, or to one study; see `_columns` for what is kept."""
 
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-FIXED = "fixed_params"
-"""Optuna's key for the parameters of an enqueued trial."""
+
+class UnreadableRows(StorageError):
+    """Rows that neither Optuna nor visweep writes; `visweep check` says more."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +98,7 @@ class TrialRows:
 
     def released(self) -> TrialRows:
         """The same, leased by nobody: a lease does not hold in a copy."""
-        return self if self.slot is None else self.with_slot(owner=None, heartbeat=0)
+        return self if self.slot is None else self.with_slot(owner=None, heartbeat=0, renewed=None)
 
     def numbered(self, number: int) -> TrialRows:
         """The same under another number."""
@@ -138,8 +125,8 @@ class StudyRows:
         return attributes(self.parts["study_user_attributes"])
 
     def with_attributes(self, **changes: Any) -> StudyRows:
-        """The same, some user attributes set."""
-        wanted = {**self.attributes, **changes}
+        """The same, some user attributes set; those that are None are removed."""
+        wanted = {k: v for k, v in {**self.attributes, **changes}.items() if v is not None}
         made = tuple({"key": k, "value_json": json.dumps(v)} for k, v in wanted.items())
         return replace(self, parts={**self.parts, "study_user_attributes": made})
 
@@ -168,7 +155,32 @@ def trial_ids(connection: sa.Connection, study_id: int) -> list[int]:
 
 
 def read(connection: sa.Connection, name: str) -> StudyRows:
-    """A study that is there."""
+    """A study that is there.
+
+    Raises:
+        UnreadableRows: they are not what Optuna and we write.
+    """
+    try:
+        study = _with_uuids(_read(connection, name))
+        _read_all(study)
+    except (ValueError, LookupError, TypeError) as e:
+        raise UnreadableRows(unreadable(name, e)) from e
+    return study
+
+
+def unreadable(name: str, error: Exception) -> str:
+    """What is said of a study whose rows are not what they should be."""
+    return f"study {name!r}: has rows that cannot be read ({error})"
+
+
+def _read_all(study: StudyRows) -> None:
+    """Text that is no JSON would otherwise show itself later, in the middle of something."""
+    plain(study.attributes)
+    for trial in study.trials:
+        plain([trial.attributes, trial.enqueued, trial.generation])
+
+
+def _read(connection: sa.Connection, name: str) -> StudyRows:
     study_id = id_of(connection, name)
     found = connection.execute(
         sa.select(trials.c.trial_id, *_columns(trials))
@@ -178,7 +190,7 @@ def read(connection: sa.Connection, name: str) -> StudyRows:
     kept = [c.name for c in _columns(trials)]
     rows = {row[0]: dict(zip(kept, row[1:], strict=True)) for row in found}
     parts = {table.name: _of_trials(connection, table, study_id) for table in OF_A_TRIAL}
-    study = StudyRows(
+    return StudyRows(
         name=name,
         parts={table.name: _of_study(connection, table, study_id) for table in OF_A_STUDY},
         trials=tuple(
@@ -186,7 +198,6 @@ def read(connection: sa.Connection, name: str) -> StudyRows:
             for trial_id, row in rows.items()
         ),
     )
-    return _with_uuids(study)
 
 
 def _with_uuids(study: StudyRows) -> StudyRows:
@@ -231,7 +242,7 @@ def _of_trials(
 
 
 def _columns(table: sa.Table) -> list[sa.Column[Any]]:
-    """What a row says, without the numbers that the database gives."""
+    """What is kept of a row: all but the numbers that the database gives."""
     return [c for c in table.c if not c.primary_key and c.name not in _IDS]
 
 

@@ -1,4 +1,4 @@
-"""Our own tables beside Optuna's, under a version number of their own.
+"""The version of our own tables beside Optuna's, and how older ones are brought up to date.
 
 Optuna owns the table `alembic_version`; ours is `visweep_version`.
 """
@@ -18,30 +18,19 @@ from optuna.storages._rdb import models
 
 from visweep.errors import UsageError
 from visweep.storage.specification import STUDY_ID
+from visweep.storage.tables import (
+    metadata,
+    params,
+    slots,
+    study_attributes,
+    trials,
+    version,
+)
 from visweep.storage.url import read_only
 
-VERSION = 2
-"""What changed: 2 gave each trial that has begun a UUID, under which it is known everywhere."""
-
-metadata = sa.MetaData()
-
-version = sa.Table("visweep_version", metadata, sa.Column("version", sa.Integer, nullable=False))
-
-slots = sa.Table(
-    "visweep_slots",
-    metadata,
-    sa.Column("trial_id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("study_id", sa.Integer, nullable=False, index=True),
-    # Who holds the lease, as JSON (see storage.owner.Owner); null when nobody does.
-    sa.Column("owner", sa.Text, nullable=True),
-    # Raised by every lease; a write under an older generation is refused.
-    sa.Column("generation", sa.Integer, nullable=False, server_default="0"),
-    # Raised by the holder while it lives.
-    sa.Column("heartbeat", sa.Integer, nullable=False, server_default="0"),
-    # Given when the trial begins, and kept wherever the study is moved; null while it waits.
-    sa.Column("uuid", sa.String(32), nullable=True),
-    sa.Index("ix_visweep_slots_study_id_uuid", "study_id", "uuid", unique=True),
-)
+VERSION = 3
+"""What changed: 2 gave each trial that has begun a UUID, under which it is known everywhere; 3
+tells when a lease was renewed."""
 
 _BEGINNINGS = uuid.UUID("6c5f0a55-2a2c-5d0c-9f5e-0f6f1f0f7b53")
 _LOCK = 0x766973
@@ -131,41 +120,43 @@ def prepare(engine: sa.Engine, writing: Callable[[], AbstractContextManager[None
 
 
 def _found(connection: sa.Connection) -> int:
-    """The version of our tables; 0 where there are none.
+    """The version of our tables; 0 where there are none, or where it was lost.
 
     Raises:
         UsageError: it is newer than this visweep.
     """
     inspector = sa.inspect(connection)
-    found = None
-    if inspector.has_table(version.name):
-        found = connection.execute(sa.select(version.c.version)).scalar()
+    if not inspector.has_table(version.name):
+        return 0
+    found = connection.execute(sa.select(version.c.version)).scalar()
     if found is None:
-        return 1 if inspector.has_table(slots.name) and not _has_uuids(connection) else 0
+        return 0
     _require_known(found)
     return int(found)
 
 
 def _bring_up_to_date(connection: sa.Connection) -> None:
-    if _found(connection) == 1:
-        _give_uuids(connection)
+    if sa.inspect(connection).has_table(slots.name):
+        _add_columns(connection)
     metadata.create_all(connection)
     connection.execute(sa.delete(version))
     connection.execute(sa.insert(version).values(version=VERSION))
 
 
-def _has_uuids(connection: sa.Connection) -> bool:
-    return any(
-        c["name"] == slots.c.uuid.name for c in sa.inspect(connection).get_columns(slots.name)
-    )
+def _add_columns(connection: sa.Connection) -> None:
+    """From any older version, also where its number was lost."""
+    there = {column["name"] for column in sa.inspect(connection).get_columns(slots.name)}
+    for column in (slots.c.uuid, slots.c.renewed):
+        if column.name not in there:
+            kind = column.type.compile(connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {slots.name} ADD COLUMN {column.name} {kind}")
+    for index in slots.indexes:
+        index.create(connection, checkfirst=True)
+    if slots.c.uuid.name not in there:
+        _give_uuids(connection)
 
 
 def _give_uuids(connection: sa.Connection) -> None:
-    """From version 1 to 2."""
-    if not _has_uuids(connection):
-        connection.exec_driver_sql(f"ALTER TABLE {slots.name} ADD COLUMN uuid VARCHAR(32)")
-    for index in slots.indexes:
-        index.create(connection, checkfirst=True)
     begun = missing_uuids(connection)
     if begun:
         connection.execute(
@@ -176,15 +167,13 @@ def _give_uuids(connection: sa.Connection) -> None:
 
 def missing_uuids(connection: sa.Connection) -> dict[int, str]:
     """By trial id, the inferred identities of the trials that have begun and have none."""
-    trials, parameters = models.TrialModel.__table__, models.TrialParamModel.__table__
-    attributes = models.StudyUserAttributeModel.__table__
     rows = connection.execute(
         sa.select(
             trials.c.trial_id,
             trials.c.number,
-            attributes.c.value_json,
-            parameters.c.param_name,
-            parameters.c.param_value,
+            study_attributes.c.value_json,
+            params.c.param_name,
+            params.c.param_value,
         )
         .select_from(slots)
         .join(
@@ -192,11 +181,13 @@ def missing_uuids(connection: sa.Connection) -> dict[int, str]:
             sa.and_(trials.c.trial_id == slots.c.trial_id, trials.c.study_id == slots.c.study_id),
         )
         .join(
-            attributes,
-            sa.and_(attributes.c.study_id == slots.c.study_id, attributes.c.key == STUDY_ID),
+            study_attributes,
+            sa.and_(
+                study_attributes.c.study_id == slots.c.study_id, study_attributes.c.key == STUDY_ID
+            ),
         )
         # Parameters are written when a trial begins, so that one without has not.
-        .join(parameters, parameters.c.trial_id == trials.c.trial_id)
+        .join(params, params.c.trial_id == trials.c.trial_id)
         .where(slots.c.uuid.is_(None))
     )
     begun: dict[tuple[int, int, str], list[tuple[str, float | None]]] = {}

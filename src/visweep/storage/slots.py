@@ -9,79 +9,39 @@ added have no row; they are kept and not counted.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
-import sqlalchemy.orm
 from optuna.distributions import BaseDistribution, distribution_to_json
-from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState
 
-from visweep.errors import VisweepError
-from visweep.storage.engine import Storage, TrialEnded, patient, watched
-from visweep.storage.owner import Owner
-from visweep.storage.schema import new_uuid, slots
-
-studies: sa.Table = models.StudyModel.__table__
-trials: sa.Table = models.TrialModel.__table__
-params: sa.Table = models.TrialParamModel.__table__
-reports: sa.Table = models.TrialIntermediateValueModel.__table__
-system_attributes: sa.Table = models.TrialSystemAttributeModel.__table__
-
-LEASE_SECONDS = 60.0
-"""A lease from another machine is dead when its heartbeat stood still for this long."""
-
-_OF_A_TRIAL: tuple[sa.Table, ...] = tuple(
-    table
-    for table in models.BaseModel.metadata.tables.values()
-    if "trial_id" in table.c and table is not trials
+from visweep.storage import holders
+from visweep.storage.budget import is_met, settle
+from visweep.storage.clock import seconds_now
+from visweep.storage.engine import Storage, patient, watched
+from visweep.storage.holders import LEASE_SECONDS
+from visweep.storage.lease import (
+    HELD,
+    SAME_TRIAL,
+    UNFINISHED,
+    EndedElsewhere,
+    Lease,
+    LeaseLost,
+    Slot,
+    lock,
+    read_slots,
 )
-_SAME_TRIAL = sa.and_(slots.c.trial_id == trials.c.trial_id, slots.c.study_id == trials.c.study_id)
+from visweep.storage.owner import Owner
+from visweep.storage.replicates import find_alike, mark
+from visweep.storage.schema import new_uuid
+from visweep.storage.tables import params, reports, slots, studies, system_attributes, trials
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-_FIXED = "fixed_params"
-"""Optuna's key for the parameters of an enqueued trial."""
 _RUNG = "completed_rung_"
 """Begins the keys under which Optuna's successive halving keeps what it decided of a trial."""
-
-
-class LeaseLost(VisweepError):
-    """Another worker has adopted the trial; whatever this one still does would not count."""
-
-
-class EndedElsewhere(LeaseLost, TrialEnded):
-    """Another tool has finished the trial, or this worker in an attempt before."""
-
-
-@dataclass(frozen=True)
-class Lease:
-    """The right to run one trial.
-
-    Attributes:
-        trial_id: Optuna's id of the trial.
-        number: its number in the study.
-        generation: how often the slot has been leased, this time included.
-        adopted: the trial was begun under an earlier lease; its parameters stand.
-    """
-
-    trial_id: int
-    number: int
-    generation: int
-    adopted: bool
-
-
-@dataclass(frozen=True)
-class _Slot:
-    trial_id: int
-    number: int
-    state: TrialState
-    owner: Owner | None
-    generation: int
-    heartbeat: int
 
 
 class Slots:
@@ -117,16 +77,13 @@ class Slots:
             budget: how many trials the study is to finish.
             first: the parameters of the first slot that a new study gets.
         """
+        with self._storage.reading() as connection:
+            # Nearly always; and every worker asks before each trial, so it keeps nobody waiting.
+            if is_met(connection, self._study_id, budget):
+                return
         with self._storage.transaction() as connection:
             self._lock_study(connection)
-            self._forget_deleted(connection)
-            self._enrol_enqueued(connection)
-            counted = [s for s in self._slots(connection) if s.state != TrialState.FAIL]
-            surplus = len(counted) - budget
-            if surplus > 0:
-                self._remove_waiting(connection, counted, surplus)
-            for _ in range(-surplus):
-                self._add(connection, first if not self._has_trials(connection) else None)
+            settle(connection, self._study_id, budget, first, self._is_not_held)
 
     @patient
     def take(self) -> Lease | None:
@@ -136,23 +93,32 @@ class Slots:
         """
         with self._storage.transaction() as connection:
             self._lock_study(connection)
-            for slot in self._unfinished(connection):
-                if self._is_free(slot) and self._lock(connection, slot):
+            for slot in self._candidates(connection):
+                if self._is_free(slot) and lock(connection, slot):
                     return self._lease(connection, slot)
         return None
 
     @patient
     def unfinished(self) -> int:
         """How many slots still wait or run, whoever holds them."""
+        query = sa.select(sa.func.count()).select_from(trials).join(slots, SAME_TRIAL)
+        query = query.where(trials.c.study_id == self._study_id, UNFINISHED)
         with self._storage.reading() as connection:
-            return len(self._unfinished(connection))
+            return int(connection.execute(query).scalar_one())
 
     @patient
     def held_elsewhere(self) -> int:
         """How many unfinished slots are held by workers on other machines."""
         with self._storage.reading() as connection:
-            owners = [slot.owner for slot in self._unfinished(connection)]
+            owners = [slot.owner for slot in self._read(connection, UNFINISHED, HELD)]
         return sum(owner is not None and not owner.is_here() for owner in owners)
+
+    @patient
+    def working_here(self) -> int:
+        """How many workers of this machine hold a trial, of any study in the storage."""
+        with self._storage.reading() as connection:
+            found = (slot.holder for slot in holders.unfinished(connection))
+            return len({h.pid for h in found if h is not None and h.here and not h.gone})
 
     @patient
     def trial_ids(self) -> set[int]:
@@ -167,16 +133,34 @@ class Slots:
         lease: Lease,
         parameters: Mapping[str, Any],
         space: Mapping[str, BaseDistribution],
-    ) -> None:
+        *,
+        alike: Collection[int] | None = None,
+        attributes: Mapping[str, Any] = MappingProxyType({}),
+    ) -> bool:
         """Write a leased trial's parameters and set it RUNNING, in one transaction.
 
         From then on the trial has an identity of its own, wherever the study is moved.
+
+        Args:
+            lease: of the trial.
+            parameters: a point of the space.
+            space: of the study.
+            alike: the trials that are known to have these parameters; None where none matter.
+            attributes: what the trial says of being a replicate.
+
+        Returns:
+            False, with nothing written, when others than `alike` have these parameters by now.
 
         Raises:
             LeaseLost: the lease is no longer held.
         """
         with self._storage.transaction() as connection:
+            if alike is not None:
+                # No two trials may begin at once, each without knowing of the other.
+                self._lock_study(connection)
             self._require(connection, lease)
+            if alike is not None and self._alike(connection, lease, parameters, space) != alike:
+                return False
             connection.execute(sa.delete(params).where(params.c.trial_id == lease.trial_id))
             for name, distribution in space.items():
                 connection.execute(
@@ -197,6 +181,16 @@ class Slots:
                 .where(slots.c.trial_id == lease.trial_id)
                 .values(uuid=sa.func.coalesce(slots.c.uuid, new_uuid()))
             )
+            mark(connection, lease.trial_id, attributes)
+        return True
+
+    @patient
+    def alike(
+        self, lease: Lease, parameters: Mapping[str, Any], space: Mapping[str, BaseDistribution]
+    ) -> frozenset[int]:
+        """The other trials of these parameters that are finished or run; see `find_alike`."""
+        with self._storage.reading() as connection:
+            return self._alike(connection, lease, parameters, space)
 
     @patient
     def start_over(self, lease: Lease) -> None:
@@ -247,7 +241,7 @@ class Slots:
             connection.execute(
                 sa.update(slots)
                 .where(slots.c.trial_id == lease.trial_id)
-                .values(heartbeat=slots.c.heartbeat + 1)
+                .values(heartbeat=slots.c.heartbeat + 1, renewed=seconds_now())
             )
 
     @patient
@@ -257,7 +251,7 @@ class Slots:
             connection.execute(
                 sa.update(slots)
                 .where(slots.c.trial_id == lease.trial_id, slots.c.generation == lease.generation)
-                .values(owner=None)
+                .values(owner=None, renewed=None)
             )
 
     def _require(self, connection: sa.Connection, lease: Lease) -> None:
@@ -274,38 +268,37 @@ class Slots:
         if held.state.is_finished():
             raise EndedElsewhere(f"trial {lease.number} was finished by another tool")
 
-    def _slots(self, connection: sa.Connection) -> list[_Slot]:
-        rows = connection.execute(
-            sa.select(
-                trials.c.trial_id,
-                trials.c.number,
-                trials.c.state,
-                slots.c.owner,
-                slots.c.generation,
-                slots.c.heartbeat,
-            )
-            .join(slots, _SAME_TRIAL)
-            .where(trials.c.study_id == self._study_id)
-            .order_by(trials.c.number)
-        )
-        return [
-            _Slot(
-                trial_id=row.trial_id,
-                number=row.number,
-                state=row.state,
-                owner=None if row.owner is None else Owner.from_text(row.owner),
-                generation=row.generation,
-                heartbeat=row.heartbeat,
-            )
-            for row in rows
-        ]
+    def _alike(
+        self,
+        connection: sa.Connection,
+        lease: Lease,
+        parameters: Mapping[str, Any],
+        space: Mapping[str, BaseDistribution],
+    ) -> frozenset[int]:
+        return find_alike(connection, self._study_id, parameters, space) - {lease.trial_id}
 
-    def _unfinished(self, connection: sa.Connection) -> list[_Slot]:
-        """Trials that were begun come first, so that they are not left behind."""
-        found = [s for s in self._slots(connection) if not s.state.is_finished()]
+    def _read(
+        self, connection: sa.Connection, *which: sa.ColumnElement[bool], most: int | None = None
+    ) -> list[Slot]:
+        return read_slots(connection, self._study_id, *which, most=most)
+
+    def _candidates(self, connection: sa.Connection) -> list[Slot]:
+        """All slots that are begun or held, and the first of the others.
+
+        Trials that were begun come first, so that they are not left behind.
+        """
+        begun = trials.c.state == TrialState.RUNNING
+        taken = self._read(connection, UNFINISHED, sa.or_(begun, HELD))
+        next_one = self._read(
+            connection, trials.c.state == TrialState.WAITING, sa.not_(HELD), most=1
+        )
+        found = [*taken, *next_one]
         return sorted(found, key=lambda s: (s.state != TrialState.RUNNING, s.number))
 
-    def _is_free(self, slot: _Slot) -> bool:
+    def _is_not_held(self, slot: Slot) -> bool:
+        return slot.owner != self._owner and self._is_free(slot)
+
+    def _is_free(self, slot: Slot) -> bool:
         if slot.owner is None or slot.owner == self._owner or slot.owner.is_gone():
             return True
         beat = (slot.generation, slot.heartbeat)
@@ -316,124 +309,26 @@ class Slots:
         since = max(since, self.patience.watching_since())
         return time.monotonic() - since > self.lease_seconds
 
-    def _lock(self, connection: sa.Connection, slot: _Slot) -> bool:
-        """Whether the slot is still as it was seen; if so, it stays so in this transaction.
-
-        Its holder renews, reports and finishes without the lock of the study.
-        """
-        found = connection.execute(
-            sa.select(slots.c.generation, slots.c.heartbeat, trials.c.state)
-            .join(trials, trials.c.trial_id == slots.c.trial_id)
-            .where(slots.c.trial_id == slot.trial_id)
-            .with_for_update()
-        ).first()
-        return found is not None and tuple(found) == (slot.generation, slot.heartbeat, slot.state)
-
-    def _lease(self, connection: sa.Connection, slot: _Slot) -> Lease:
+    def _lease(self, connection: sa.Connection, slot: Slot) -> Lease:
         generation = slot.generation + 1
         connection.execute(
             sa.update(slots)
             .where(slots.c.trial_id == slot.trial_id)
-            .values(owner=self._owner.to_text(), generation=generation, heartbeat=0)
+            .values(
+                owner=self._owner.to_text(),
+                generation=generation,
+                heartbeat=0,
+                renewed=seconds_now(),
+            )
         )
         # Another tool may have taken it: without a generation, its parameters are not ours.
         adopted = slot.state == TrialState.RUNNING and slot.generation > 0
         return Lease(slot.trial_id, slot.number, generation, adopted)
 
-    def _forget_deleted(self, connection: sa.Connection) -> None:
-        """Another tool may have deleted a study that had this one's id, and left its slots."""
-        there = sa.select(trials.c.trial_id).where(trials.c.study_id == self._study_id)
-        connection.execute(
-            sa.delete(slots).where(
-                slots.c.study_id == self._study_id, slots.c.trial_id.not_in(there)
-            )
-        )
-
     def _lock_study(self, connection: sa.Connection) -> None:
         """Let no other worker count or lease slots meanwhile; SQLite's write lock does already."""
         query = sa.select(studies.c.study_id).where(studies.c.study_id == self._study_id)
         connection.execute(query.with_for_update())
-
-    def _enrol_enqueued(self, connection: sa.Connection) -> None:
-        """Trials that a user enqueued take slots."""
-        enqueued = connection.execute(
-            sa.select(trials.c.trial_id)
-            .outerjoin(slots, _SAME_TRIAL)
-            .where(
-                trials.c.study_id == self._study_id,
-                trials.c.state == TrialState.WAITING,
-                slots.c.trial_id.is_(None),
-            )
-        ).scalars()
-        for trial_id in list(enqueued):
-            self._enrol(connection, trial_id)
-
-    def _enrol(self, connection: sa.Connection, trial_id: int) -> None:
-        # SQLite may give a new trial the id of one whose study another tool has deleted.
-        connection.execute(sa.delete(slots).where(slots.c.trial_id == trial_id))
-        connection.execute(sa.insert(slots).values(trial_id=trial_id, study_id=self._study_id))
-
-    def _has_trials(self, connection: sa.Connection) -> bool:
-        query = sa.select(trials.c.trial_id).where(trials.c.study_id == self._study_id)
-        return connection.execute(query.limit(1)).first() is not None
-
-    def _add(self, connection: sa.Connection, fixed: Mapping[str, Any] | None) -> None:
-        attributes = {} if fixed is None else {_FIXED: dict(fixed)}
-        template = create_trial(state=TrialState.WAITING, system_attrs=attributes)
-        with sqlalchemy.orm.Session(bind=connection) as session:
-            trial = self._storage._get_prepared_new_trial(self._study_id, template, session)
-            session.flush()
-            trial_id = int(trial.trial_id)
-        self._enrol(connection, trial_id)
-
-    def _remove_waiting(
-        self, connection: sa.Connection, counted: list[_Slot], surplus: int
-    ) -> None:
-        """Remove up to `surplus` waiting slots, the newest first and enqueued ones last.
-
-        A trial that a user enqueued loses its slot only; a larger budget gives it one again.
-        Optuna numbers a new trial by how many there are, so only the study's last trial may
-        vanish; a slot in between is closed as a failed trial, which nothing counts.
-        """
-        enqueued = self._enqueued_ids(connection)
-        waiting = [
-            s
-            for s in counted
-            if s.state == TrialState.WAITING and s.owner != self._owner and self._is_free(s)
-        ]
-        waiting.sort(key=lambda s: (s.trial_id in enqueued, -s.number))
-        for slot in waiting[:surplus]:
-            if not self._lock(connection, slot):
-                continue
-            connection.execute(sa.delete(slots).where(slots.c.trial_id == slot.trial_id))
-            if slot.trial_id in enqueued:
-                continue
-            if slot.number == self._last_number(connection):
-                for table in (*_OF_A_TRIAL, trials):
-                    connection.execute(sa.delete(table).where(table.c.trial_id == slot.trial_id))
-            else:
-                connection.execute(
-                    sa.update(trials)
-                    .where(trials.c.trial_id == slot.trial_id)
-                    .values(state=TrialState.FAIL)
-                )
-
-    def _enqueued_ids(self, connection: sa.Connection) -> set[int]:
-        return set(
-            connection.execute(
-                sa.select(system_attributes.c.trial_id).where(system_attributes.c.key == _FIXED)
-            ).scalars()
-        )
-
-    def _last_number(self, connection: sa.Connection) -> int | None:
-        query = sa.select(sa.func.max(trials.c.number)).where(trials.c.study_id == self._study_id)
-        last: int | None = connection.execute(query).scalar_one()
-        return last
-
-
-def fixed_parameters(trial: FrozenTrial) -> dict[str, Any]:
-    """The parameters that an enqueued trial asks for; empty when the sampler may choose."""
-    return dict(trial.system_attrs.get(_FIXED, {}))
 
 
 def _utc_now() -> datetime:

@@ -27,9 +27,14 @@ SPECIFICATION = "visweep:specification"
 BUDGET = "visweep:budget"
 STUDY_ID = "visweep:id"
 BRANCH = "visweep:branch"
-"""Keys of a study's user attributes. The branch is that of a copy that may go its own way."""
+ARTIFACTS = "visweep:artifacts"
+"""Keys of a study's user attributes. The branch is that of a copy that may go its own way; the
+artifacts lie in a place of the user's, if this says so."""
 
 Space = Mapping[str, BaseDistribution]
+
+DEFAULT_DUPLICATES = "replicate"
+"""The default of `--duplicates`, under which studies go on that were begun before it was there."""
 
 _PACKAGES = ("visweep", "torch", "torchvision", "optuna", "sqlalchemy", "numpy")
 
@@ -47,6 +52,8 @@ class Specification:
         sampler: name of the sampler.
         pruner: name of the pruner.
         seed: of the study; every proposal follows from it and the history.
+        duplicates: what becomes of a proposal that was tried already. It decides what trials the
+            study has and with which seeds they are trained, as the sampler does.
     """
 
     space: Space
@@ -57,6 +64,7 @@ class Specification:
     sampler: str
     pruner: str
     seed: int
+    duplicates: str = DEFAULT_DUPLICATES
 
     def identity(self) -> dict[str, Any]:
         """As JSON values."""
@@ -70,6 +78,7 @@ class Specification:
             "sampler": {"name": self.sampler},
             "pruner": {"name": self.pruner},
             "seed": self.seed,
+            "duplicates": self.duplicates,
         }
 
     @classmethod
@@ -86,6 +95,7 @@ class Specification:
             sampler=identity["sampler"]["name"],
             pruner=identity["pruner"]["name"],
             seed=identity["seed"],
+            duplicates=_completed(identity)["duplicates"],
         )
 
     def baseline(self) -> dict[str, Any]:
@@ -121,7 +131,7 @@ def difference(
         here: a word before the value of the one, such as "was".
         there: a word before the value of the other, such as "now".
     """
-    before, now = dict(_leaves(one)), dict(_leaves(other))
+    before, now = dict(_leaves(_completed(one))), dict(_leaves(_completed(other)))
     differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if not differing:
         return None
@@ -134,6 +144,11 @@ def difference(
             f"now {now[name][:12]})"
         )
     return f"{name} {here} {before.get(name)!r}, {there} {now.get(name)!r}{more}"
+
+
+def _completed(identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An identity with what those of older versions do not say."""
+    return {"duplicates": DEFAULT_DUPLICATES, **identity}
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

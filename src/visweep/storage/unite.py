@@ -15,9 +15,9 @@ from itertools import count
 
 from optuna.trial import TrialState
 
-from visweep.storage.rows import ENDED, OF_A_TRIAL, Parts, Row, StudyRows, TrialRows, digest, plain
-from visweep.storage.schema import slots
+from visweep.storage.rows import Parts, Row, StudyRows, TrialRows, digest, plain
 from visweep.storage.specification import BRANCH, BUDGET
+from visweep.storage.tables import FINISHED, OF_A_TRIAL, slots
 
 _TRUNK = "trunk"
 """What a study that was never unpacked is called among branches."""
@@ -133,7 +133,7 @@ def _better(one: TrialRows, other: TrialRows) -> _Kept:
 
     def rank(trial: TrialRows) -> tuple[bool, int, int, str]:
         # The last decides where nothing else does, the same in either order.
-        return trial.state in ENDED, len(trial.curve), -trial.generation, essence(trial)
+        return trial.state in FINISHED, len(trial.curve), -trial.generation, essence(trial)
 
     winner, loser = (one, other) if rank(one) > rank(other) else (other, one)
     return _Kept(
@@ -146,7 +146,7 @@ def _better(one: TrialRows, other: TrialRows) -> _Kept:
 def essence(trial: TrialRows) -> str:
     """What a trial says, without its number and its lease; equal for equal trials alone."""
     row = {name: value for name, value in trial.row.items() if name != "number"}
-    leaseless = {"owner", "heartbeat"}
+    leaseless = {"owner", "heartbeat", "renewed"}
     parts = {
         name: sorted(
             json.dumps(plain({k: v for k, v in row.items() if k not in leaseless}), sort_keys=True)
@@ -175,7 +175,7 @@ def _is_earlier(trial: TrialRows, later: TrialRows) -> bool:
 
 def _budget(one: StudyRows, other: StudyRows, begun: Iterable[TrialRows]) -> int:
     """The number of finished trials, or the larger budget where more are wanted."""
-    finished = sum(trial.slot is not None and trial.state in ENDED for trial in begun)
+    finished = sum(trial.slot is not None and trial.state in FINISHED for trial in begun)
     wanted: list[int] = [study.attributes.get(BUDGET, 0) for study in (one, other)]
     return max(finished, *wanted)
 

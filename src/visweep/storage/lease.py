@@ -1,0 +1,110 @@
+"""What a lease is, and slots as they are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from visweep.errors import VisweepError
+from visweep.storage.engine import TrialEnded
+from visweep.storage.owner import Owner
+from visweep.storage.tables import slots, trials
+
+SAME_TRIAL = sa.and_(slots.c.trial_id == trials.c.trial_id, slots.c.study_id == trials.c.study_id)
+"""Joins slots to their trials; another tool may have deleted a study and left its slots."""
+UNFINISHED = trials.c.state.in_([TrialState.WAITING, TrialState.RUNNING])
+HELD = slots.c.owner.is_not(None)
+
+
+class LeaseLost(VisweepError):
+    """Another worker has adopted the trial; whatever this one still does would not count."""
+
+
+class EndedElsewhere(LeaseLost, TrialEnded):
+    """Another tool has finished the trial, or this worker in an attempt before."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to run one trial.
+
+    Attributes:
+        trial_id: Optuna's id of the trial.
+        number: its number in the study.
+        generation: how often the slot has been leased, this time included.
+        adopted: the trial was begun under an earlier lease; its parameters stand.
+    """
+
+    trial_id: int
+    number: int
+    generation: int
+    adopted: bool
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A slot as it was seen; see the table `visweep_slots`."""
+
+    trial_id: int
+    number: int
+    state: TrialState
+    owner: Owner | None
+    generation: int
+    heartbeat: int
+
+
+def read_slots(
+    connection: sa.Connection,
+    study_id: int,
+    *which: sa.ColumnElement[bool],
+    most: int | None = None,
+) -> list[Slot]:
+    """The slots of a study, by the number of their trials.
+
+    Args:
+        connection: to read from.
+        study_id: of the study.
+        which: conditions that they meet.
+        most: how many at most.
+    """
+    rows = connection.execute(
+        sa.select(
+            trials.c.trial_id,
+            trials.c.number,
+            trials.c.state,
+            slots.c.owner,
+            slots.c.generation,
+            slots.c.heartbeat,
+        )
+        .join(slots, SAME_TRIAL)
+        .where(trials.c.study_id == study_id, *which)
+        .order_by(trials.c.number)
+        .limit(most)
+    )
+    return [
+        Slot(
+            trial_id=row.trial_id,
+            number=row.number,
+            state=row.state,
+            owner=None if row.owner is None else Owner.from_text(row.owner),
+            generation=row.generation,
+            heartbeat=row.heartbeat,
+        )
+        for row in rows
+    ]
+
+
+def lock(connection: sa.Connection, slot: Slot) -> bool:
+    """Whether the slot is still as it was seen; if so, it stays so in this transaction.
+
+    Its holder renews, reports and finishes without the lock of the study.
+    """
+    found = connection.execute(
+        sa.select(slots.c.generation, slots.c.heartbeat, trials.c.state)
+        .join(trials, trials.c.trial_id == slots.c.trial_id)
+        .where(slots.c.trial_id == slot.trial_id)
+        .with_for_update()
+    ).first()
+    return found is not None and tuple(found) == (slot.generation, slot.heartbeat, slot.state)

@@ -1,0 +1,152 @@
+"""Where the artifacts of a storage's studies lie: where `--artifacts` says, or by default."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visweep.errors import UsageError
+from visweep.folders import cache_dir
+from visweep.storage.artifacts import folder_name
+from visweep.storage.engine import artifact_folder
+from visweep.storage.folder import Folder
+from visweep.storage.place import Place
+from visweep.storage.remote import Remote
+from visweep.storage.specification import ARTIFACTS
+from visweep.storage.url import parse, sqlite_path
+
+_ACCEPTED = "accepted: a folder, or a URL of fsspec's such as s3://BUCKET/FOLDER"
+_OF_ONE_PROCESS = ("memory", "data", "zip", "tar", "reference", "generic")
+"""Protocols of fsspec's under which another machine would find nothing."""
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The artifacts of one storage's studies.
+
+    Attributes:
+        storage: URL of the storage.
+        given: where they lie on this machine, as `accepted_place` returns it; None for where each
+            study says.
+    """
+
+    storage: str
+    given: str | None = None
+
+    def of(self, study: str, attributes: Mapping[str, Any]) -> Place:
+        """The place of a study's artifacts.
+
+        Args:
+            study: the study's name.
+            attributes: the study's user attributes.
+
+        Raises:
+            UsageError: this machine cannot look there.
+        """
+        name = folder_name(study, attributes)
+        place = self.given or attributes.get(ARTIFACTS)
+        if place is None:
+            return Folder(artifact_folder(self.storage) / name)
+        if _is_remote(place):
+            return _open(place, name)
+        if not Path(place).is_dir():
+            if self.given is not None:
+                raise UsageError(f"--artifacts: there is no folder {place}")
+            raise UsageError(
+                f"--artifacts: study {study!r} keeps its artifacts in {place}, which is no folder "
+                "here; give --artifacts PLACE, as this machine sees it"
+            )
+        return Folder(Path(place) / name)
+
+    def are_of_this_machine(self, attributes: Mapping[str, Any]) -> bool:
+        """Whether other machines work on a study and cannot see its artifacts."""
+        named = self.given or attributes.get(ARTIFACTS)
+        return named is None and sqlite_path(parse(self.storage)) is None
+
+
+def accepted_place(given: str | None) -> str | None:
+    """What `--artifacts` names, as a study may hold it: an absolute folder, or a URL.
+
+    Raises:
+        UsageError: it is none, holds a secret, or what it needs is not installed.
+    """
+    if given is None:
+        return None
+    if given.startswith("file://"):
+        given = given.removeprefix("file://")
+    if not given.strip():
+        raise UsageError(f"--artifacts: the place is empty; {_ACCEPTED}")
+    if _is_remote(given):
+        _refuse_secrets(given)
+        _filesystem(given)
+        return given.rstrip("/")
+    folder = Path(given).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--artifacts: {folder} is not a folder; {_ACCEPTED}")
+    if not folder.parent.is_dir():
+        raise UsageError(f"--artifacts: there is no folder {folder.parent}; create it first")
+    return str(folder)
+
+
+def make_ready(place: str) -> None:
+    """Make the folder of an accepted place, and see that it can be used.
+
+    Raises:
+        UsageError: it cannot.
+        StorageError: it cannot be reached.
+    """
+    if _is_remote(place):
+        _open(place, "").require_usable()
+        return
+    Folder(Path(place)).require_usable()
+    Path(place).mkdir(exist_ok=True)
+
+
+def _is_remote(place: str) -> bool:
+    return "://" in place
+
+
+def _refuse_secrets(url: str) -> None:
+    """A study shows its place to everyone who reads it, and so would this error."""
+    scheme, _, rest = url.partition("://")
+    if "::" in scheme:
+        raise UsageError(f"--artifacts: {scheme}:// chains file systems; {_ACCEPTED}")
+    if ":" in rest.rpartition("@")[0] or "?" in rest:
+        raise UsageError(
+            f"--artifacts: this {scheme}:// URL has a secret or a query in it, which a study must "
+            "not hold; accepted: the URL without it, and credentials in the environment (fsspec "
+            f"reads FSSPEC_{scheme.upper()}_KEY and the like) or in the driver's own configuration"
+        )
+
+
+def _open(url: str, name: str) -> Place:
+    files = _filesystem(url)
+    root = files._strip_protocol(url).rstrip("/")
+    place = hashlib.sha256(url.encode()).hexdigest()[:8]
+    return Remote(
+        files,
+        f"{root}/{name}" if name else root,
+        f"{url}/{name}" if name else url,
+        cache_dir() / "artifacts" / f"{name or 'root'}-{place}",
+    )
+
+
+def _filesystem(url: str) -> Any:
+    """What fsspec reads and writes a URL with."""
+    from fsspec.core import url_to_fs
+    from fsspec.registry import known_implementations
+
+    scheme = url.partition("://")[0]
+    if scheme in _OF_ONE_PROCESS:
+        raise UsageError(f"--artifacts: no other process would see {scheme}://; {_ACCEPTED}")
+    try:
+        return url_to_fs(url)[0]
+    except ImportError as e:
+        package = known_implementations.get(scheme, {}).get("class", "").partition(".")[0]
+        install = f"; run: pip install {package}" if package not in ("", "fsspec") else ""
+        raise UsageError(f"--artifacts: {scheme}:// is not supported yet ({e}){install}") from e
+    except ValueError as e:
+        raise UsageError(f"--artifacts: unknown scheme {scheme!r}; {_ACCEPTED}") from e

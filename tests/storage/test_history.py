@@ -1,0 +1,105 @@
+"""A study's history is what Optuna would show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from postgres import everywhere
+from visweep.storage import history
+from visweep.storage.engine import Storage
+
+MAXIMIZE = [StudyDirection.MAXIMIZE]
+PARAMETERS = {"lr": 0.01, "depth": 3, "kind": "b"}
+DISTRIBUTIONS = {
+    "lr": FloatDistribution(1e-4, 1.0, log=True),
+    "depth": IntDistribution(1, 9, step=2),
+    "kind": CategoricalDistribution(["a", "b", None]),
+}
+
+
+def _add(storage: Storage, study_id: int, state: TrialState, **fields: Any) -> int:
+    trial = create_trial(state=state, **fields)
+    return storage.create_new_trial(study_id, trial)
+
+
+@pytest.fixture
+def study_id(storage: Storage) -> int:
+    """A study with a trial of every kind, beside another one."""
+    study_id = storage.create_new_study(MAXIMIZE, "study")
+    begun = {"params": PARAMETERS, "distributions": DISTRIBUTIONS}
+    curve = {1: 0.5, 2: float("nan"), 3: float("inf"), 4: float("-inf")}
+    _add(storage, study_id, TrialState.COMPLETE, value=0.5, intermediate_values=curve, **begun)
+    _add(storage, study_id, TrialState.WAITING, system_attrs={"fixed_params": {"lr": 0.1}})
+    _add(storage, study_id, TrialState.COMPLETE, value=float("-inf"), **begun)
+    other = storage.create_new_study(MAXIMIZE, "other")
+    _add(storage, other, TrialState.COMPLETE, value=1.0, user_attrs={"of": "another"})
+    _add(storage, study_id, TrialState.PRUNED, user_attrs={"a": [1], "b": {"c": None}}, **begun)
+    _add(storage, study_id, TrialState.RUNNING, intermediate_values={2: 0.2, 1: 0.1}, **begun)
+    _add(storage, study_id, TrialState.FAIL)
+    _add(storage, study_id, TrialState.WAITING)
+    return study_id
+
+
+def _shown(trials: list[FrozenTrial]) -> list[dict[str, str]]:
+    """Every field; a NaN is not equal to itself, and Optuna leaves the order to the database."""
+    return [
+        {
+            name: repr(sorted(field.items()) if isinstance(field, dict) else field)
+            for name, field in vars(trial).items()
+        }
+        for trial in trials
+    ]
+
+
+def _require_same(storage: Storage, *asked: Any) -> None:
+    theirs = RDBStorage._get_trials(storage, *asked)
+    for _ in range(2):  # what waits is remembered
+        assert _shown(storage._get_trials(*asked)) == _shown(theirs)
+
+
+@everywhere
+def test_it_is_what_optuna_shows(storage: Storage, study_id: int) -> None:
+    everything = storage._get_trials(study_id, None, set(), -1)
+    assert len(everything) == 7
+    _require_same(storage, study_id, None, set(), -1)
+    ids = [trial._trial_id for trial in everything]
+    _require_same(storage, study_id, None, set(), ids[3])
+    _require_same(storage, study_id, None, {ids[0], ids[1], ids[4]}, ids[3])
+    _require_same(storage, study_id, (TrialState.COMPLETE, TrialState.WAITING), set(), -1)
+    _require_same(storage, study_id, None, set(), ids[-1])
+
+
+def test_there_may_be_more_trials_than_a_query_can_list(
+    storage: Storage, study_id: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "_MOST_IDS", 1)
+    ids = [t._trial_id for t in RDBStorage._get_trials(storage, study_id, None, set(), -1)]
+    _require_same(storage, study_id, None, {ids[0], ids[1], ids[4]}, ids[3])
+    _require_same(storage, study_id, (TrialState.PRUNED, TrialState.RUNNING), set(), -1)
+
+
+@everywhere
+def test_a_trial_that_waited_is_seen_to_begin_and_to_end(storage: Storage, study_id: int) -> None:
+    study = optuna.load_study(study_name="study", storage=storage)
+    waiting = study.get_trials(deepcopy=False)[-1]
+    assert waiting.state == TrialState.WAITING
+    storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING)
+    storage.set_trial_intermediate_value(waiting._trial_id, 1, 0.25)
+    begun = study.get_trials(deepcopy=False)[-1]
+    assert (begun.state, begun.intermediate_values) == (TrialState.RUNNING, {1: 0.25})
+    storage.set_trial_state_values(waiting._trial_id, TrialState.COMPLETE, [0.75])
+    ended = study.get_trials(deepcopy=False)[-1]
+    assert (ended.state, ended.value) == (TrialState.COMPLETE, 0.75)
+
+
+def test_a_study_that_was_deleted_has_no_history(storage: Storage, study_id: int) -> None:
+    storage.delete_study(study_id)
+    with pytest.raises(KeyError):
+        storage._get_trials(study_id, None, set(), -1)
