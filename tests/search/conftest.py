@@ -34,14 +34,6 @@ MODEL = ViTConfig(patch_size=16, embed_dim=8, depth=1, num_heads=2)
 TRAIN = TrainConfig(epochs=3, precision="float32")
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    yield
-    optuna.logging.set_verbosity(before)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -153,6 +145,10 @@ class Sweep:
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
         return self.opened.storage.get_all_trials(self.opened.study_id)
+
+    @property
+    def states(self) -> list[str]:
+        return [trial.state.name for trial in self.trials]
 
 
 @pytest.fixture

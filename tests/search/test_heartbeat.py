@@ -10,8 +10,9 @@ import pytest
 
 from visweep.search.heartbeat import Heartbeat
 from visweep.storage import engine
+from visweep.storage.lease import LeaseLost
 from visweep.storage.owner import Owner
-from visweep.storage.slots import LeaseLost, Slots
+from visweep.storage.slots import Slots
 
 
 @pytest.fixture

@@ -87,6 +87,17 @@ def test_it_shows_the_running_trial(view: LiveView, width: int) -> None:
         assert f"{name}={value}" in joined
 
 
+def test_it_shows_that_a_trial_was_begun_by_another_worker(view: LiveView, width: int) -> None:
+    def row() -> str:
+        return next(line for line in screen(view, width).splitlines() if " 13 " in line)
+
+    view.began(trial(13, adopted=True), progress())
+    assert "continued" in row()
+    view.ended(trial(13, adopted=True, state="complete", curve=(0.5,) * 8), progress())
+    assert "complete" in row()
+    assert "continued" not in row()
+
+
 def test_it_shows_the_best_trial_and_why_others_ended(view: LiveView, width: int) -> None:
     shown = screen(view, width)
     assert "best trial 3: 85.1 %" in shown
@@ -161,12 +172,13 @@ class TestPlain:
             )
         lines = file.getvalue().splitlines()
         assert lines[0] == "study night-run: 15 of 50 trials finished"
-        assert len(lines) == 4
-        assert lines[1].startswith(
+        assert len(lines) == 5
+        assert lines[1].startswith("trial 0 runs: drop=0.123 attn_drop=0")
+        assert lines[2].startswith(
             "[16/50] trial 0: 70.0 % pruned at epoch 3, 1 min 15 s, drop=0.123 attn_drop=0 "
             "patch_size=8 embed_dim=96 depth=6 num_heads=4 | best 85.1 %"
         )
-        assert lines[3].startswith("[18/50] trial 2: ")
+        assert lines[4].startswith("[18/50] trial 2: ")
 
     def test_slow_epochs_get_lines_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         view, file = self.lines()
@@ -214,7 +226,7 @@ def test_the_time_left_is_predicted_from_what_was_watched() -> None:
     assert pace.seconds_left(progress(complete=60, pruned=0)) == 0
 
 
-def test_a_watcher_need_not_care_for_everything() -> None:
+def test_a_watcher_need_not_care_for_everything(capfd: pytest.CaptureFixture[str]) -> None:
     watcher = Watcher()
     watcher.opened("study", progress())
     watcher.began(trial(0), progress())
@@ -224,3 +236,5 @@ def test_a_watcher_need_not_care_for_everything() -> None:
     watcher.stopping("interrupted")
     watcher.left(0)
     watcher.close()
+    assert capfd.readouterr() == ("", "")
+    assert vars(watcher) == {}, "it is to keep nothing, either"

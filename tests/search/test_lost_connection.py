@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ class Run:
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [(int(n), int(g), int(e)) for n, g, e, _ in map(str.split, lines)]
 
-    def complete(self) -> None:
-        """Wait for the end, and see that everything is there and nothing is there twice."""
+    def assert_complete(self) -> None:
+        """At the end everything is there, and nothing is there twice; waits for it."""
         for process in self.processes:
             process.wait()
             assert process.status == 0, process.stderr
@@ -90,13 +90,6 @@ def start(launcher: Any, tmp_path: Path, wait_for: Any) -> Callable[..., Run]:
     return start_them
 
 
-@pytest.fixture
-def proxy(postgres: Server) -> Iterator[Proxy]:
-    made = Proxy(postgres.port)
-    yield made
-    made.close()
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["politely", "at once"])
 def test_a_server_that_restarts_is_waited_for(
     postgres: Server, postgres_url: str, start: Callable[..., Run], number: int
@@ -107,7 +100,7 @@ def test_a_server_that_restarts_is_waited_for(
     before = len(run.trained())
     assert before < TRIALS * EPOCHS
     postgres.start()
-    run.complete()
+    run.assert_complete()
     told = [process.stderr.splitlines() for process in run.processes if process.stderr]
     assert told
     for said in told:
@@ -135,7 +128,7 @@ def test_a_second_ctrl_c_ends_the_waiting(
         postgres.start()
     assert process.status != 0
     again = start(postgres_url, workers=1)
-    again.complete()
+    again.assert_complete()
 
 
 @pytest.mark.slow
@@ -146,7 +139,7 @@ def test_a_server_that_is_away_for_longer(
     postgres.stop()
     time.sleep(20)
     postgres.start()
-    run.complete()
+    run.assert_complete()
 
 
 def test_connections_that_break_are_made_anew(
@@ -158,7 +151,7 @@ def test_connections_that_break_are_made_anew(
         time.sleep(0.3)
         proxy.restore()
         time.sleep(0.3)
-    run.complete()
+    run.assert_complete()
 
 
 def test_a_link_that_stalls_is_waited_for(
@@ -174,7 +167,7 @@ def test_a_link_that_stalls_is_waited_for(
     proxy.cut()
     time.sleep(1)
     proxy.restore()
-    run.complete()
+    run.assert_complete()
 
 
 def test_answers_that_are_lost_do_no_harm(
@@ -185,4 +178,4 @@ def test_answers_that_are_lost_do_no_harm(
         proxy.lose_commits(1)
         wait_for(lambda: not proxy.commits_to_lose() or len(run.trained()) == TRIALS * EPOCHS)
         time.sleep(0.1)
-    run.complete()
+    run.assert_complete()

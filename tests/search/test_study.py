@@ -48,7 +48,7 @@ def test_it_is_resumed_with_another_budget(storage: Storage, specification: Spec
     moved = replace(specification, data=specification.data.replace(data_dir="/elsewhere"))
     again = open_study(storage, "study", moved, 6)
     assert (again.study_id, again.study.user_attrs[BUDGET]) == (first.study_id, 6)
-    assert again.checkpoints.folder == first.checkpoints.folder
+    assert again.checkpoints.place.folder == first.checkpoints.place.folder
     assert len(again.study.trials) == 6
 
 
@@ -127,9 +127,9 @@ def test_a_study_of_the_same_name_as_a_deleted_one_has_a_folder_of_its_own(
     first = open_study(storage, "a/b: c", specification, 1)
     optuna.delete_study(study_name="a/b: c", storage=storage)
     second = open_study(storage, "a/b: c", specification, 1)
-    assert first.checkpoints.folder != second.checkpoints.folder
-    assert second.checkpoints.folder.parent == file.parent / "artifacts"
-    assert checkpoints_of(second.study, storage).folder == second.checkpoints.folder
+    assert first.checkpoints.place.folder != second.checkpoints.place.folder
+    assert second.checkpoints.place.folder.parent == file.parent / "artifacts"
+    assert checkpoints_of(second.study, storage).place.folder == second.checkpoints.place.folder
 
 
 def test_a_misspelt_name_suggests_the_nearest(

@@ -24,18 +24,18 @@ from typing import Any
 
 import optuna
 
-from visweep.errors import StorageError, VisweepError
+from visweep.errors import DataError, StorageError, UsageError, VisweepError
 from visweep.search.interrupt import Interrupt
 from visweep.search.study import STOP, OpenStudy, join_study
 from visweep.search.watch import Progress, TrialView, Watcher
 from visweep.search.worker import SweepFailed, Trainer, Worker
 from visweep.storage.engine import open_storage, storage_errors
 
-_PRELOADED = ["visweep.search.crew", "visweep.search.trainer"]
+_PRELOADED = ["visweep.search.preloaded"]
 _PATIENCE_SECONDS = 10.0
 """A worker that was told to stop at once has so long to give its lease back."""
 _ERRORS: dict[str, type[VisweepError]] = {
-    kind.__name__: kind for kind in (SweepFailed, StorageError)
+    kind.__name__: kind for kind in (SweepFailed, StorageError, UsageError, DataError)
 }
 
 
@@ -47,13 +47,14 @@ class Job:
         storage: URL of the storage.
         study: name of the study.
         data_dir: folder of its images on this machine.
-        make_trainer: called in each worker's process; what it holds is shared, not copied, where
-            it is tensors in shared memory.
+        artifacts: where this machine finds its artifacts; None for where the study says.
+        make_trainer: called in each worker's process; see `visweep.search.making`.
     """
 
     storage: str
     study: str
     data_dir: str | None
+    artifacts: str | None
     make_trainer: Callable[[], Trainer]
 
 
@@ -260,7 +261,7 @@ def _work(job: Job, teller: _Teller) -> None:
     with Interrupt().listening() as interrupt:
         storage = open_storage(job.storage, must_exist=True)
         try:
-            opened = join_study(storage, job.study, job.data_dir)
+            opened = join_study(storage, job.study, job.data_dir, job.artifacts)
             Worker(opened, job.make_trainer(), teller, interrupt).run()
         finally:
             storage.close()

@@ -6,7 +6,8 @@ import threading
 from types import TracebackType
 
 from visweep.errors import StorageError
-from visweep.storage.slots import Lease, LeaseLost, Slots
+from visweep.storage.lease import Lease, LeaseLost
+from visweep.storage.slots import Slots
 
 
 class Heartbeat:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from visweep import text
 from visweep.search.watch import Progress, TrialView, Watcher
+from visweep.training.results import OUT_OF_MEMORY
 
 _RECENT = 6
 _QUIET_SECONDS = 20.0
@@ -53,10 +54,17 @@ class PlainView(Watcher):
         self._console = console
         self._pace = Pace()
         self._last_line = time.monotonic()
+        self._any_began = False
 
     def opened(self, name: str, progress: Progress) -> None:
         self._pace.start(progress)
         self._print(f"study {name}: {progress.finished} of {progress.budget} trials finished")
+
+    def began(self, trial: TrialView, progress: Progress) -> None:
+        # Until the first one ends, a log would be silent for long.
+        if not self._any_began:
+            self._any_began = True
+            self._print(f"trial {trial.number} runs: {text.parameters(trial.parameters)}")
 
     def ended(self, trial: TrialView, progress: Progress) -> None:
         last = text.percent(trial.curve[-1]) if trial.curve else "—"
@@ -181,7 +189,7 @@ class LiveView(Watcher):
                 f"{len(trial.curve)}/{trial.epochs}",
                 text.sparkline(trial.curve, trial.epochs),
                 text.percent(trial.curve[-1]) if trial.curve else "—",
-                "diverged" if trial.ended == "diverged" else trial.state,
+                _state(trial),
                 text.parameters(trial.parameters),
                 style=_STYLES.get(trial.state, ""),
             )
@@ -194,6 +202,12 @@ class LiveView(Watcher):
             (text.percent(accuracy), "bold green"),
             f"  {text.parameters(parameters)}",
         )
+
+
+def _state(trial: TrialView) -> str:
+    if trial.ended in ("diverged", OUT_OF_MEMORY):
+        return trial.ended
+    return "continued" if trial.adopted and trial.state == "running" else trial.state
 
 
 def view_for(console: Console) -> Watcher:

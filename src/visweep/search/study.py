@@ -6,6 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,17 +15,20 @@ from optuna.trial import FrozenTrial, TrialState
 
 from visweep.errors import UsageError, unknown_name
 from visweep.search.watch import Progress
-from visweep.storage.artifacts import Checkpoints, folder_name
-from visweep.storage.engine import Storage, artifact_folder, storage_errors
+from visweep.storage.artifacts import Checkpoints
+from visweep.storage.engine import Storage, storage_errors
 from visweep.storage.owner import this_process
-from visweep.storage.slots import FINISHED, Slots
+from visweep.storage.slots import Slots
 from visweep.storage.specification import (
+    ARTIFACTS,
     BUDGET,
     SPECIFICATION,
     STUDY_ID,
     Specification,
     require_same,
 )
+from visweep.storage.tables import FINISHED
+from visweep.storage.whereabouts import Artifacts
 
 STOP = "visweep:stop"
 """Study attribute: set by `visweep stop`, cleared when the sweep is run again."""
@@ -59,6 +63,10 @@ class OpenStudy:
         ours = self.slots.trial_ids()
         return [t for t in self.study.get_trials(deepcopy=False) if t._trial_id in ours]
 
+    def make_room(self) -> None:
+        """A slot that failed is replaced, and a trial that was enqueued meanwhile gets one."""
+        self.slots.set_budget(self.study.user_attrs[BUDGET])
+
     def progress(self) -> Progress:
         """How far the study is, all workers counted."""
         trials = self.trials()
@@ -71,7 +79,8 @@ class OpenStudy:
             default=None,
         )
         return Progress(
-            budget=self.study.user_attrs[BUDGET],
+            # One that was lowered afterwards takes no finished trial away.
+            budget=max(self.study.user_attrs[BUDGET], sum(count[s] for s in FINISHED)),
             complete=count[TrialState.COMPLETE],
             pruned=count[TrialState.PRUNED],
             failed=count[TrialState.FAIL],
@@ -82,9 +91,20 @@ class OpenStudy:
 
 
 def open_study(
-    storage: Storage, name: str, specification: Specification, budget: int
+    storage: Storage,
+    name: str,
+    specification: Specification,
+    budget: int,
+    artifacts: str | None = None,
 ) -> OpenStudy:
     """Create the study, or resume it, with room for `budget` trials in all.
+
+    Args:
+        storage: where it lies.
+        name: of the study.
+        specification: what it must be.
+        budget: how many trials it has in all.
+        artifacts: where its artifacts lie from now on; None for where it says.
 
     Raises:
         UsageError: the study exists under another identity, or is not ours.
@@ -102,12 +122,14 @@ def open_study(
                     SPECIFICATION: {"identity": specification.identity()},
                     STUDY_ID: uuid.uuid4().hex,
                     BUDGET: budget,
+                    **({} if artifacts is None else {ARTIFACTS: artifacts}),
                 },
             )
         identity = study.user_attrs[SPECIFICATION]["identity"]
         specification = _in_stored_precision(specification, identity)
         require_same(name, identity, specification)
         study.set_user_attr(BUDGET, budget)
+        keep_artifacts_in(study, artifacts)
         study.set_user_attr(STOP, False)
         slots = Slots(storage, study_id, this_process())
         slots.set_budget(budget, first=specification.baseline())
@@ -121,13 +143,22 @@ def open_study(
         )
 
 
-def join_study(storage: Storage, name: str, data_dir: str | None = None) -> OpenStudy:
+def keep_artifacts_in(study: optuna.Study, place: str | None) -> None:
+    """Store where a study's artifacts lie, for whoever works on it from now on."""
+    if place is not None and study.user_attrs.get(ARTIFACTS) != place:
+        study.set_user_attr(ARTIFACTS, place)
+
+
+def join_study(
+    storage: Storage, name: str, data_dir: str | None = None, artifacts: str | None = None
+) -> OpenStudy:
     """A study as one more worker of it sees it: its budget and its specification stand.
 
     Args:
         storage: where it lies.
         name: of the study.
         data_dir: folder of its images on this machine.
+        artifacts: where this machine finds its artifacts; None for where the study says.
 
     Raises:
         UsageError: there is no such study, or another tool made it.
@@ -140,7 +171,7 @@ def join_study(storage: Storage, name: str, data_dir: str | None = None) -> Open
         storage=storage,
         specification=replace(specification, data=specification.data.replace(data_dir=data_dir)),
         slots=Slots(storage, study._study_id, this_process()),
-        checkpoints=checkpoints_of(study, storage),
+        checkpoints=checkpoints_of(study, storage, artifacts),
     )
 
 
@@ -188,7 +219,27 @@ def specification_of(study: optuna.Study) -> Specification:
     return Specification.from_identity(stored["identity"])
 
 
-def checkpoints_of(study: optuna.Study, storage: Storage) -> Checkpoints:
-    """Where a study's checkpoints lie; a deleted study of the same name had another folder."""
+def images_folder(study: optuna.Study) -> str | None:
+    """Where its last trial found the images, if that folder is on this machine, too."""
+    for trial in reversed(study.get_trials(deepcopy=False)):
+        where: str | None = trial.user_attrs.get("provenance", {}).get("data_dir")
+        if where is not None:
+            return where if Path(where).is_dir() else None
+    return None
+
+
+def checkpoints_of(
+    study: optuna.Study, storage: Storage, artifacts: str | None = None
+) -> Checkpoints:
+    """A study's checkpoints.
+
+    Args:
+        study: the study.
+        storage: where it lies.
+        artifacts: where this machine finds its artifacts; None for where the study says.
+
+    Raises:
+        UsageError: this machine cannot look there.
+    """
     url = storage.engine.url.render_as_string(hide_password=False)
-    return Checkpoints(artifact_folder(url) / folder_name(study.study_name, study.user_attrs))
+    return Checkpoints(Artifacts(url, artifacts).of(study.study_name, study.user_attrs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from visweep import text
-from visweep.storage.slots import FINISHED
+from visweep.storage.replicates import originals
+from visweep.storage.tables import FINISHED
+from visweep.training.results import OUT_OF_MEMORY
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,15 @@ def savings(trials: list[FrozenTrial], epochs: int) -> Savings:
     saved = 0.0
     for trial in trials:
         done = run[trial.number]
-        if trial.state == TrialState.PRUNED and done:
+        if trial.state == TrialState.PRUNED and done and not _was_too_large(trial):
             saved += trial.user_attrs.get("seconds", 0.0) / done * (epochs - done)
-    return Savings(sum(run.values()), len(trials) * epochs, saved)
+    full = sum(run[t.number] if _was_too_large(t) else epochs for t in trials)
+    return Savings(sum(run.values()), full, saved)
+
+
+def _was_too_large(trial: FrozenTrial) -> bool:
+    """Whether it could not have run on, so that pruning saved none of it."""
+    return bool(trial.user_attrs.get("ended") == OUT_OF_MEMORY)
 
 
 def finished(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
@@ -69,7 +77,7 @@ def print_summary(
     ranked = finished(trials)
     if not ranked:
         return
-    console.print(trial_table(ranked[:5], "best trials", states=False))
+    console.print(trial_table(ranked[:5], "best trials", states=False, among=ranked))
     see = ["visweep", "report", name, *where]
     again = ["visweep", "train", "--study", name, *where, *images]
     for line in (
@@ -95,13 +103,22 @@ def _outcome(trials: list[FrozenTrial], epochs: int) -> Iterator[str]:
         )
 
 
-def trial_table(trials: Sequence[FrozenTrial], title: str, *, states: bool = True) -> Table:
+def trial_table(
+    trials: Sequence[FrozenTrial],
+    title: str,
+    *,
+    states: bool = True,
+    interrupted: Collection[int] = (),
+    among: Sequence[FrozenTrial] = (),
+) -> Table:
     """Trials as a table, one line each where the terminal is wide enough.
 
     Args:
         trials: in the order of the rows.
         title: of the table.
         states: show in which state each is.
+        interrupted: numbers of those that have begun and that nobody works on.
+        among: all trials of the study, where only some are shown.
     """
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE)
     for heading in ("trial", "accuracy", "training", "epochs", "size"):
@@ -109,12 +126,17 @@ def trial_table(trials: Sequence[FrozenTrial], title: str, *, states: bool = Tru
     if states:
         table.add_column("state", no_wrap=True)
     table.add_column("parameters", overflow="fold")
+    original = originals(among or trials)
     for trial in trials:
-        table.add_row(*_cells(trial, states))
+        state = "interrupted" if trial.number in interrupted else trial.state.name.lower()
+        remark = " (baseline)" if trial.number == 0 else ""
+        if trial.number in original:
+            remark = f" (replicate of {original[trial.number]})"
+        table.add_row(*_cells(trial, state if states else None, remark))
     return table
 
 
-def _cells(trial: FrozenTrial, states: bool) -> Iterator[str]:
+def _cells(trial: FrozenTrial, state: str | None, remark: str) -> Iterator[str]:
     attributes, curve = trial.user_attrs, trial.intermediate_values
     reached = trial.value if trial.value is not None else curve.get(max(curve, default=0))
     yield str(trial.number)
@@ -122,6 +144,6 @@ def _cells(trial: FrozenTrial, states: bool) -> Iterator[str]:
     yield text.percent(attributes["train_accuracy"]) if "train_accuracy" in attributes else "—"
     yield str(len(curve))
     yield text.count(attributes["num_params"]) if "num_params" in attributes else "—"
-    if states:
-        yield trial.state.name.lower()
-    yield text.parameters(trial.params) + (" (baseline)" if trial.number == 0 else "")
+    if state is not None:
+        yield state
+    yield text.parameters(trial.params) + remark

@@ -17,19 +17,20 @@ from typing import Any
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
-from visweep.config import ModelConfig, TrainConfig, with_parameters
-from visweep.errors import CheckpointError, StorageError, VisweepError
+from visweep.config import ModelConfig, TrainConfig
+from visweep.errors import CheckpointError, OutOfMemory, StorageError, VisweepError
+from visweep.search.duplicates import propose_next, trained_as
 from visweep.search.heartbeat import Heartbeat
 from visweep.search.interrupt import Interrupt
 from visweep.search.pruners import make_pruner, rungs_from
-from visweep.search.samplers import make_sampler, propose
 from visweep.search.spaces import check_point
 from visweep.search.study import STOP, OpenStudy
 from visweep.search.watch import TrialView, Watcher
+from visweep.storage.budget import fixed_parameters
 from visweep.storage.engine import DATABASE_ERRORS, storage_errors
-from visweep.storage.slots import Lease, LeaseLost, fixed_parameters
-from visweep.storage.specification import BRANCH, BUDGET, provenance
-from visweep.training.results import EpochResult, FitResult, OnEpoch
+from visweep.storage.lease import Lease, LeaseLost
+from visweep.storage.specification import provenance
+from visweep.training.results import OUT_OF_MEMORY, EpochResult, FitResult, OnEpoch
 
 KEPT_CHECKPOINTS = 3
 """The best so many finished trials keep their weights."""
@@ -82,7 +83,6 @@ class Worker:
         spec = opened.specification
         self.pruner = make_pruner(spec.pruner, spec.seed, spec.train.epochs)
         self.provenance = provenance(trainer.device, spec.data.data_dir, trainer.threads)
-        self._stop_asked = False
 
     def run(self) -> None:
         """Work until every slot is finished, or the interrupt has a reason.
@@ -97,14 +97,13 @@ class Worker:
         except BrokenPipeError:
             raise  # whoever watched has gone
         except OSError as e:
-            place = e.filename or self.opened.checkpoints.folder
+            place = e.filename or self.opened.checkpoints.place.where
             raise StorageError(f"{e.strerror or e}: {place}; every finished trial is kept") from e
 
     def _run(self) -> None:
         self.watcher.opened(self.opened.name, self.opened.progress())
         while not self._should_stop():
-            # A slot that failed is replaced, and a trial that was enqueued meanwhile gets one.
-            self.opened.slots.set_budget(self.opened.study.user_attrs[BUDGET])
+            self.opened.make_room()
             lease = self.opened.slots.take()
             if lease is not None:
                 self._work_on(lease)
@@ -176,15 +175,19 @@ class _TrialRun:
         try:
             if not self.lease.adopted:
                 self._begin()
-            self.parameters = self.frozen().params
+            trial = self.frozen()
+            self.parameters = trial.params
             self.worker.watcher.began(self.view(), self.opened.progress())
-            result = self._fit()
+            result = self._fit(trial)
         except OSError:
             # Who has adopted the trial clears away what this worker was writing.
             self.opened.slots.renew(self.lease)
             raise
         except (StorageError, LeaseLost, *DATABASE_ERRORS):
             raise
+        except OutOfMemory as e:
+            self._give_up(e)
+            return
         except Exception as e:
             self._fail(e)
             return
@@ -208,35 +211,50 @@ class _TrialRun:
                 raise SweepFailed(
                     f"{SAME_FAILURES} trials in a row failed for the same cause: {self.ended}"
                 )
-            self.opened.slots.set_budget(self.opened.study.user_attrs[BUDGET])
+            self.opened.make_room()
 
     def _begin(self) -> None:
-        study = self.opened.study
-        branch = study.user_attrs.get(BRANCH, "")
-        study.sampler = make_sampler(self.spec.sampler, self.spec.seed, self.lease.number, branch)
-        waiting = self.frozen()
-        check_point(fixed_parameters(waiting), self.spec.space)
-        parameters = propose(study, study.sampler, waiting, self.spec.space)
-        self.opened.slots.begin(self.lease, parameters, self.spec.space)
+        check_point(fixed_parameters(self.frozen()), self.spec.space)
+        begun = False
+        while not begun:
+            # It is asked again where another worker has begun this configuration meanwhile.
+            proposal = propose_next(self.opened, self.lease)
+            begun = self.opened.slots.begin(
+                self.lease,
+                proposal.parameters,
+                self.spec.space,
+                alike=proposal.alike,
+                attributes=proposal.attributes,
+            )
+        if proposal.note:
+            self.worker.watcher.note(proposal.note)
 
-    def _fit(self) -> FitResult:
-        model, train = with_parameters(self.spec.model, self.spec.train, self.parameters)
+    def _fit(self, trial: FrozenTrial) -> FitResult:
+        model, train = trained_as(self.spec, trial)
         checkpoint = self.opened.checkpoints.inherit(self.lease.number, self.lease.generation)
         trainer = self.worker.trainer
         arguments: dict[str, Any] = {"on_epoch": self.on_epoch, "checkpoint": checkpoint}
         if not checkpoint.exists():
+            if trial.intermediate_values:
+                self._begins_anew("its checkpoint is missing")
             self.opened.slots.start_over(self.lease)
         try:
             return trainer.fit(model, train, **arguments)
         except CheckpointError as e:
-            self.worker.watcher.note(f"trial {self.lease.number} begins anew: {e}")
-            checkpoint.unlink(missing_ok=True)
+            self._begins_anew(str(e))
+            self.opened.checkpoints.remove(self.lease.number, self.lease.generation)
             self.opened.slots.start_over(self.lease)
             return trainer.fit(model, train, **arguments)
+
+    def _begins_anew(self, reason: str) -> None:
+        self.worker.watcher.note(f"trial {self.lease.number} begins anew: {reason}")
 
     def on_epoch(self, result: EpochResult) -> bool:
         """Report one epoch; returns True to stop, be it pruned or interrupted."""
         self.heartbeat.check()
+        if not result.replayed:
+            # Whoever adopts the trial must find every epoch that is reported.
+            self.opened.checkpoints.keep(self.lease.number, self.lease.generation)
         self.curve[result.epoch] = result.mean_val_accuracy
         self.seconds += result.train_seconds + result.val_seconds
         self.opened.storage.set_trial_intermediate_value(
@@ -288,6 +306,16 @@ class _TrialRun:
             self.opened.slots.renew(self.lease)
             raise
 
+    def _give_up(self, error: OutOfMemory) -> None:
+        """A result like any other: this configuration cannot be trained here."""
+        self.heartbeat.check()
+        attributes = {"ended": OUT_OF_MEMORY, "out_of_memory": str(error)}
+        self.opened.storage.set_trial_attributes(
+            self.lease.trial_id, {**attributes, "epochs": len(self.curve), **self._whereabouts()}
+        )
+        self._tell(TrialState.PRUNED, None)
+        self.state, self.ended = TrialState.PRUNED, OUT_OF_MEMORY
+
     def _whereabouts(self) -> dict[str, Any]:
         return {"device": self.worker.trainer.device, "provenance": self.worker.provenance}
 
@@ -315,11 +343,9 @@ class _TrialRun:
 
     def _failed_alike(self) -> int:
         """How many of the last finished trials failed for the cause of the last one."""
-        trials = self.opened.study.get_trials(deepcopy=False)
-        # A slot that was closed unused has no time.
-        ended = [(t.datetime_complete, t.number, t) for t in trials if t.state.is_finished()]
-        timed = [(when, number, t) for when, number, t in ended if when is not None]
-        latest_first = [t for _, _, t in sorted(timed, reverse=True)]
+        # By number, since clocks may be set back; trials are begun in this order.
+        finished = [t for t in self.opened.trials() if t.state.is_finished()]
+        latest_first = sorted(finished, key=lambda t: t.number, reverse=True)
         count = 0
         for trial in latest_first:
             same = trial.user_attrs.get("ended") == latest_first[0].user_attrs.get("ended")
@@ -342,4 +368,5 @@ def _attributes(result: FitResult) -> dict[str, Any]:
         "images_per_second": round(result.images_per_second, 1),
         "peak_memory_bytes": result.peak_memory,
         "num_params": result.num_params,
+        **({} if result.micro_batch is None else {"micro_batch": result.micro_batch}),
     }

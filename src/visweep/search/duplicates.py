@@ -1,0 +1,186 @@
+"""What becomes of a proposal that the study has tried already: `--duplicates`.
+
+A proposal is a duplicate when another trial of its configuration is finished or still runs (see
+`visweep.storage.replicates`). A failed trial leaves nothing behind that could be duplicated.
+
+- `replicate`: it is trained with seeds of its own, which follow from the study's seed, the
+  configuration and how many replicates of it there are. The trial keeps the seeds and says that
+  it is a replicate; the sampler sees one more observation.
+- `run`: it is trained with the seeds of the study, like every other trial. With one worker on the
+  CPU that gives the same result again.
+- `skip`: it is not trained. The sampler is asked again with other random numbers, and when that
+  leads nowhere a point is taken that nobody has tried, from a random place on. Once every point of
+  a finite space has been tried, proposals are replicated instead, so that the budget holds.
+
+A point that a user has enqueued is run as asked: where it is a duplicate, it is a replicate also
+under `skip`. What was decided is stored in the transaction that begins the trial, so that whoever
+adopts it trains it with the same seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from optuna.samplers import RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from visweep.config import ModelConfig, TrainConfig, with_parameters
+from visweep.search import grid
+from visweep.search.samplers import make_sampler, propose
+from visweep.search.seeds import new_seeds, seed_for
+from visweep.search.study import OpenStudy
+from visweep.storage.budget import fixed_parameters
+from visweep.storage.lease import Lease
+from visweep.storage.replicates import (
+    REPLICATE,
+    SEEDS,
+    configuration,
+    replicate_number,
+    seeds_of,
+)
+from visweep.storage.specification import BRANCH, Space, Specification
+
+DUPLICATES = ("replicate", "run", "skip")
+ATTEMPTS = 5
+"""So often the sampler is asked again before a point is taken without it."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a trial is to be trained with.
+
+    Attributes:
+        parameters: a point of the space.
+        alike: the trials of this configuration, by Optuna's ids; None where they do not matter.
+        attributes: what the trial says of being a replicate; empty when it is none.
+        note: something that the user should know; empty when there is nothing.
+    """
+
+    parameters: Mapping[str, Any]
+    alike: frozenset[int] | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+def propose_next(opened: OpenStudy, lease: Lease) -> Proposal:
+    """What to train a leased trial with, given all that has begun so far.
+
+    It depends on the study's seed, the trial's number and the history alone.
+    """
+    return _Proposer(opened, lease).proposal()
+
+
+def trained_as(
+    specification: Specification, trial: FrozenTrial
+) -> tuple[ModelConfig, TrainConfig]:
+    """The configurations of a trial that has begun, with the seeds that are its own."""
+    model, train = with_parameters(specification.model, specification.train, trial.params)
+    seeds = seeds_of(trial)
+    return model, train.replace(seeds=seeds) if seeds else train
+
+
+class _Proposer:
+    def __init__(self, opened: OpenStudy, lease: Lease) -> None:
+        self.opened = opened
+        self.lease = lease
+        self.spec = opened.specification
+        self.branch: str = opened.study.user_attrs.get(BRANCH, "")
+        self.trial = opened.storage.get_trial(lease.trial_id)
+        self.fixed = fixed_parameters(self.trial)
+
+    def proposal(self) -> Proposal:
+        parameters = self._ask(0)
+        if self.spec.duplicates == "run":
+            return Proposal(parameters)
+        alike = self._alike(parameters)
+        note = ""
+        if alike and self.spec.duplicates == "skip":
+            other = self._another()
+            if other is None:
+                note = self._note_of_exhaustion()
+            else:
+                parameters, alike = other, self._alike(other)
+        return Proposal(parameters, alike, self._as_replicate(parameters, alike), note)
+
+    def _ask(self, attempt: int) -> dict[str, Any]:
+        study, spec = self.opened.study, self.spec
+        study.sampler = make_sampler(
+            spec.sampler, spec.seed, self.lease.number, self.branch, attempt
+        )
+        return propose(study, study.sampler, self.trial, spec.space)
+
+    def _alike(self, parameters: Mapping[str, Any]) -> frozenset[int]:
+        return self.opened.slots.alike(self.lease, parameters, self.spec.space)
+
+    def _another(self) -> dict[str, Any] | None:
+        """A configuration that no trial has; None when there is none within what is fixed."""
+        seed = seed_for(self.spec.seed, f"untried {self.branch}", self.lease.number)
+        is_finite = grid.size(self._free()) is not None
+        untried = self._untried(seed) if is_finite else None
+        if is_finite and untried is None:
+            return None
+        for attempt in range(1, ATTEMPTS + 1):
+            parameters = self._ask(attempt)
+            if not self._alike(parameters):
+                return parameters
+        if untried is not None:
+            return untried
+        return propose(self.opened.study, RandomSampler(seed), self.trial, self.spec.space)
+
+    def _free(self) -> Space:
+        """The part of the space in which the sampler may choose."""
+        return {name: d for name, d in self.spec.space.items() if name not in self.fixed}
+
+    def _untried(self, start: int) -> dict[str, Any] | None:
+        space, free = self.spec.space, self._free()
+        tried = {
+            configuration({name: t.params[name] for name in free}, space)
+            for t in self._begun()
+            if self._keeps_to_what_is_fixed(t)
+        }
+        found = grid.untried(free, tried, start)
+        if found is None:
+            return None
+        return {name: found.get(name, self.fixed.get(name)) for name in space}
+
+    def _keeps_to_what_is_fixed(self, trial: FrozenTrial) -> bool:
+        there = {name: trial.params[name] for name in self.fixed}
+        return configuration(there, self.spec.space) == configuration(self.fixed, self.spec.space)
+
+    def _begun(self) -> Iterable[FrozenTrial]:
+        names = set(self.spec.space)
+        for trial in self.opened.trials():
+            if trial.state != TrialState.FAIL and set(trial.params) == names:
+                yield trial
+
+    def _is_enqueued(self, trial: FrozenTrial) -> bool:
+        """Somebody has chosen every parameter of it."""
+        return set(self.spec.space) <= set(fixed_parameters(trial))
+
+    def _note_of_exhaustion(self) -> str:
+        """For the first trial only of those that are replicates for want of anything new."""
+        said = any(replicate_number(t) and not self._is_enqueued(t) for t in self._begun())
+        if said or self.fixed:
+            return ""
+        return (
+            f"all {grid.size(self.spec.space)} points of the space have been tried: trial "
+            f"{self.lease.number} and later ones replicate earlier trials, with new seeds"
+        )
+
+    def _as_replicate(
+        self, parameters: Mapping[str, Any], alike: frozenset[int]
+    ) -> dict[str, Any]:
+        """Nothing, where the seeds of the study are not taken yet for this configuration."""
+        others = [self.opened.storage.get_trial(trial_id) for trial_id in alike]
+        taken = {replicate_number(trial) for trial in others}
+        number = next(n for n in count() if n not in taken)
+        if number == 0:
+            return {}
+        # Two copies of a study that went on apart would else train the same replicate.
+        purpose = f"replicate {number} of {configuration(parameters, self.spec.space)}"
+        purpose += f" in {self.branch}" if self.branch else ""
+        seeds = new_seeds(self.spec.seed, purpose, self.spec.train.seeds)
+        return {REPLICATE: number, SEEDS: list(seeds)}

@@ -1,0 +1,76 @@
+"""The points of a finite space, numbered, so that one that nobody has tried can be found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from visweep.storage.replicates import configuration
+from visweep.storage.specification import Space
+
+
+def size(space: Space) -> int | None:
+    """How many points a space has; None where one of its ranges is continuous."""
+    counts = [_count(distribution) for distribution in space.values()]
+    known = [count for count in counts if count is not None]
+    return math.prod(known) if len(known) == len(counts) else None
+
+
+def point(space: Space, index: int) -> dict[str, Any]:
+    """One point of a finite space; every index below `size(space)` gives another one."""
+    found = {}
+    for name, distribution in space.items():
+        index, place = divmod(index, _count(distribution) or 1)
+        found[name] = _value(distribution, place)
+    return found
+
+
+def untried(space: Space, tried: Collection[str], start: int) -> dict[str, Any] | None:
+    """The first point at or after an index, or else from the beginning, that was not tried.
+
+    Args:
+        space: a finite one.
+        tried: configurations, see `visweep.storage.replicates.configuration`.
+        start: any number; the index where to begin is what remains of it.
+
+    Returns:
+        None when every point was tried.
+    """
+    points = size(space)
+    if points is None:
+        raise ValueError("a continuous space cannot be searched point by point")
+    # One step more than there are tried points is enough.
+    for step in range(min(points, len(tried) + 1)):
+        found = point(space, (start + step) % points)
+        if configuration(found, space) not in tried:
+            return found
+    return None
+
+
+def _count(distribution: BaseDistribution) -> int | None:
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return (distribution.high - distribution.low) // distribution.step + 1
+    if isinstance(distribution, FloatDistribution) and distribution.step is not None:
+        return round((distribution.high - distribution.low) / distribution.step) + 1
+    return 1 if distribution.single() else None
+
+
+def _value(distribution: BaseDistribution, place: int) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[place]
+    if isinstance(distribution, IntDistribution):
+        return distribution.low + place * distribution.step
+    if isinstance(distribution, FloatDistribution):
+        step = distribution.step or 0.0
+        return min(distribution.low + place * step, distribution.high)
+    raise ValueError(f"unknown kind of distribution {distribution!r}")
