@@ -16,16 +16,6 @@ from PIL import Image
 SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 
 
-def one_line(process: Any) -> str:
-    """What a refused command says."""
-    assert process.status == 2, (process.status, process.stdout, process.stderr)
-    assert process.stdout == ""
-    assert "Traceback" not in process.stderr
-    (line,) = process.stderr.splitlines()
-    assert line.startswith("error: ")
-    return str(line.removeprefix("error: "))
-
-
 SMALL = ("--train-size", "300")
 OPTIONS = {
     "data set": (["--dataset", "cifar1O"], "--dataset 'cifar1O' accepted mean 'cifar10'?"),
@@ -33,6 +23,7 @@ OPTIONS = {
     "space": (["--space", "smal"], "--space 'smal' accepted: report, small mean 'small'?"),
     "sampler": (["--sampler", "tpee"], "--sampler 'tpee' accepted: cmaes mean 'tpe'?"),
     "pruner": (["--pruner", "hyperbad"], "--pruner 'hyperbad' accepted mean 'hyperband'?"),
+    "duplicates": (["--duplicates", "skpi"], "--duplicates 'skpi' replicate mean 'skip'?"),
     "option": (["--trails", "5"], "--trails --trials"),
     "abbreviation": (["--sampl", "tpe"], "--sampl --sampler"),
     "an argument": (["50"], "50"),
@@ -73,7 +64,7 @@ def test_options(case: str, launcher: Any, tmp_path: Path, snapshot: Any) -> Non
     options, words = OPTIONS[case]
     if "--storage" not in options:
         options = ["--storage", f"sqlite:///{tmp_path}/studies.db", *options]
-    line = one_line(launcher.run(SWEEPS / "vit_search.py", *options, cwd=tmp_path))
+    line = launcher.run(SWEEPS / "vit_search.py", *options, cwd=tmp_path).refusal()
     missing = [word for word in words.split() if word not in line]
     assert not missing, line
     assert snapshot(tmp_path) == {}
@@ -84,7 +75,7 @@ def test_options(case: str, launcher: Any, tmp_path: Path, snapshot: Any) -> Non
 def test_a_missing_gpu(launcher: Any, tmp_path: Path, snapshot: Any, device: str) -> None:
     url = f"sqlite:///{tmp_path}/studies.db"
     process = launcher.run(SWEEPS / "vit_search.py", "--device", device, "--storage", url)
-    assert one_line(process) == f"--device {device}: no CUDA device here; accepted: auto, cpu"
+    assert process.refusal() == f"--device {device}: no CUDA device here; accepted: auto, cpu"
     assert snapshot(tmp_path) == {}
 
 
@@ -140,7 +131,7 @@ def test_storages(case: str, command: str, launcher: Any, tmp_path: Path, snapsh
         "trials": ("visweep", "trials", "night-run"),
     }
     process = launcher.run(*commands[command], "--storage", url, cwd=tmp_path)
-    line = one_line(process)
+    line = process.refusal()
     assert line.startswith("--storage")
     assert reason in line
     assert snapshot(tmp_path) == before
@@ -149,7 +140,7 @@ def test_storages(case: str, command: str, launcher: Any, tmp_path: Path, snapsh
 def test_a_value_of_two_lines_gets_one(launcher: Any, tmp_path: Path) -> None:
     url = "sqlite:///no\nfolder/x.db"
     process = launcher.run("visweep", "status", "--storage", url, cwd=tmp_path)
-    assert one_line(process) == "--storage: there is no file no folder/x.db"
+    assert process.refusal() == "--storage: there is no file no folder/x.db"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +170,7 @@ def test_a_study_made_by_a_newer_schema(
         "trials": ("visweep", "trials", "night-run"),
         "stop": ("visweep", "stop", "night-run"),
     }
-    line = one_line(launcher.run(*commands[command], "--storage", f"sqlite:///{file}"))
+    line = launcher.run(*commands[command], "--storage", f"sqlite:///{file}").refusal()
     assert reason in line
     assert snapshot(tmp_path) == before
 
@@ -225,7 +216,7 @@ def test_folders_of_images(
     before = snapshot(tmp_path)
     options = ["--dataset", "imagefolder", "--data-dir", tmp_path / "images"]
     url = f"sqlite:///{tmp_path}/studies.db"
-    line = one_line(launcher.run(SWEEPS / "vit_search.py", *options, "--storage", url))
+    line = launcher.run(SWEEPS / "vit_search.py", *options, "--storage", url).refusal()
     for word in words:
         assert word in line
     assert snapshot(tmp_path) == before
@@ -249,7 +240,7 @@ def test_images_that_changed_since_the_study_began(
     assert (resumed.status, resumed.stderr) == (0, "")
     _image(tmp_path / "moved" / "class0" / "3.png", 255)
     before = snapshot(tmp_path)
-    line = one_line(launcher.run(*command, tmp_path / "moved", "--trials", 4))
+    line = launcher.run(*command, tmp_path / "moved", "--trials", 4).refusal()
     assert "the content of the data changed since it began" in line
     assert "--study" in line
     assert snapshot(tmp_path) == before
@@ -268,6 +259,7 @@ def test_images_that_changed_since_the_study_began(
         (["--image-size", "64"], "data.image_size was None, now 64"),
         (["--sampler", "random"], "sampler.name was 'tpe', now 'random'"),
         (["--pruner", "none"], "pruner.name was "),
+        (["--duplicates", "skip"], "duplicates was 'replicate', now 'skip'"),
     ],
 )
 def test_resuming_a_study_as_something_else(
@@ -285,7 +277,7 @@ def test_resuming_a_study_as_something_else(
         tiny_search, "--trials", 9, *SMALL, "--epochs", 2, "--study", "night-run",
         "--storage", f"sqlite:///{tmp_path}/studies.db", *options,
     )  # fmt: skip
-    line = one_line(process)
+    line = process.refusal()
     assert line.startswith("study 'night-run': ")
     assert field in line
     assert snapshot(tmp_path) == before
@@ -302,9 +294,8 @@ def test_resuming_with_other_images(
         "--image-size", 32, "--epochs", 2, "--study", "night-run",
         "--storage", f"sqlite:///{tmp_path}/studies.db",
     )  # fmt: skip
-    assert "was 'cluttered-digits', now 'imagefolder'" in one_line(process) or (
-        "data.image_size" in one_line(process)
-    )
+    line = process.refusal()
+    assert "was 'cluttered-digits', now 'imagefolder'" in line or "data.image_size" in line
     assert snapshot(tmp_path) == before
 
 
@@ -343,7 +334,7 @@ def test_a_space_of_the_users_own(
     script.write_text(INVALID_SPACE)
     before = snapshot(tmp_path)
     url = f"sqlite:///{tmp_path}/studies.db"
-    line = one_line(launcher.run(script, "--space", space, *SMALL, "--storage", url))
+    line = launcher.run(script, "--space", space, *SMALL, "--storage", url).refusal()
     for word in words.split():
         assert word in line
     assert snapshot(tmp_path) == before
@@ -384,7 +375,7 @@ def test_visweep(
     shutil.copyfile(finished_study / "studies.db", tmp_path / "studies.db")
     before = snapshot(tmp_path)
     url = "sqlite:///studies.db"
-    line = one_line(launcher.run("visweep", *arguments, cwd=tmp_path, VISWEEP_STORAGE=url))
+    line = launcher.run("visweep", *arguments, cwd=tmp_path, VISWEEP_STORAGE=url).refusal()
     missing = [word for word in words.split() if word not in line]
     assert not missing, line
     assert snapshot(tmp_path) == before

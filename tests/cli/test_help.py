@@ -67,9 +67,10 @@ def test_a_command_is_explained(name: str) -> None:
 
 
 SWEEP_OPTIONS = {
-    "--trials", "--study", "--storage", "--dataset", "--data-dir", "--image-size", "--train-size",
-    "--epochs", "--batch-size", "--lr", "--weight-decay", "--space", "--seeds", "--device",
-    "--workers", "--sampler", "--pruner", "--timeout", "--seed", "--dry-run",
+    "--trials", "--study", "--storage", "--artifacts", "--dataset", "--data-dir", "--image-size",
+    "--train-size", "--epochs", "--batch-size", "--lr", "--weight-decay", "--space", "--seeds",
+    "--device", "--workers", "--sampler", "--pruner", "--duplicates", "--timeout", "--seed",
+    "--dry-run",
 }  # fmt: skip
 
 
@@ -126,6 +127,10 @@ def test_a_dry_run_tells_and_writes_nothing(launcher: Any, tmp_path: Path) -> No
     shown = launcher.run(SWEEPS / "convnet_search.py", *arguments, cwd=tmp_path)
     assert (shown.status, shown.stderr) == (0, "")
     assert "study convnet-cluttered-digits-small, 7 trials" in shown.stdout
-    for words in ("smallest", "middle", "largest", "fingerprint", "halving", "widths.0"):
+    for words in (
+        "smallest", "middle", "largest", "fingerprint", "halving", "widths.0     8, 12 or 16",
+        "drop         0 to 0.5", "images     300 for training", "32×32 pixels, 1 channel",
+        "7 trials like the middle one",
+    ):  # fmt: skip
         assert words in shown.stdout
     assert list(tmp_path.iterdir()) == []

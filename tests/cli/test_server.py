@@ -36,7 +36,8 @@ def test_a_study_from_its_beginning_to_its_end(
     url = empty_postgres
 
     def run(*arguments: object, **environment: str) -> Any:
-        process = launcher.run(*arguments, cwd=tmp_path, **environment)
+        own = {"XDG_DATA_HOME": str(tmp_path / "data"), **environment}
+        process = launcher.run(*arguments, cwd=tmp_path, **own)
         assert "Traceback" not in process.stderr, process.stderr
         show_no_password(process.stdout, process.stderr)
         return process

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -139,6 +141,13 @@ class TestStatus:
         assert "3 of 3" in shown.stdout
         assert sorted(p.name for p in study.parent.iterdir()) == ["artifacts", "studies.db"]
 
+    def test_who_works_on_it(self, run: Any, study: Path) -> None:
+        assert "lease" not in run("status").stdout
+        with held_elsewhere(study):
+            shown = run("status").stdout
+        row = next(line for line in shown.splitlines() if "workhorse" in line)
+        assert re.search(rf"workhorse, process {os.getpid()} +3 +0 +renewed \d", row)
+
 
 class TestTrials:
     def test_as_a_table(self, run: Any, study: Path) -> None:
@@ -149,6 +158,11 @@ class TestTrials:
         with held_elsewhere(study):
             listed = run("trials", "night-run").stdout.splitlines()
         assert [line.split()[5] for line in listed if "depth=" in line].count("running") == 1
+        with closing(sqlite3.connect(study)) as connection:
+            connection.execute("UPDATE visweep_slots SET owner = NULL")
+            connection.commit()
+        left = run("trials", "night-run").stdout.splitlines()
+        assert [line.split()[5] for line in left if "depth=" in line].count("interrupted") == 1
 
     def test_as_comma_separated_values(self, run: Any, study: Path) -> None:
         shown = run("trials", "night-run", "--csv")
@@ -206,9 +220,15 @@ class TestDelete:
         with held_elsewhere(study):
             refused = run("delete", "night-run", "--yes")
             assert refused.status == 2
-            assert "is held by a worker on workhorse" in refused.stderr
+            assert f"is being worked on (process {os.getpid()} on workhorse)" in refused.stderr
             assert len(trials_of(study)) == 4
             assert run("delete", "night-run", "--yes", "--force").status == 0
+
+    def test_what_another_machine_held_long_ago_is_not(self, run: Any, study: Path) -> None:
+        with held_elsewhere(study), closing(sqlite3.connect(study)) as connection:
+            connection.execute("UPDATE visweep_slots SET renewed = renewed - 90")
+            connection.commit()
+        assert run("delete", "night-run", "--yes").status == 0
 
     def test_no_answer_is_no(self, run: Any, study: Path) -> None:
         refused = run("delete", "night-run", stdin="")
@@ -223,8 +243,6 @@ class TestDelete:
         deleted = run("delete", "night-run", *how.pop("arguments", []), **how)
         assert (deleted.status, deleted.stderr) == (0, "")
         assert list(study.parent.glob("artifacts/*")) == []
-        import sqlite3
-
         with closing(sqlite3.connect(study)) as connection:
             for table in ("studies", "trials", "visweep_slots"):
                 assert connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,)

@@ -1,7 +1,7 @@
 """The command `visweep`: look at studies, train a configuration again, tidy up."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
@@ -10,8 +10,13 @@ from rich.table import Table
 from visweep import text
 from visweep.cli import moving
 from visweep.cli import options as opt
-from visweep.errors import UsageError
+from visweep.cli import train_options as own
+from visweep.cli.output import output_of
+from visweep.cli.workers import workers_table
 from visweep.storage.overview import StudyOverview, overview
+
+if TYPE_CHECKING:
+    from visweep.cli.join import Local
 
 app = typer.Typer(
     add_completion=False,
@@ -20,9 +25,6 @@ app = typer.Typer(
     help="Hyperparameter sweeps for image classifiers, on one shared GPU trainer. "
     "Searches are started by the scripts in sweeps/.",
 )
-
-
-Study = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")]
 
 
 @app.command()
@@ -55,13 +57,17 @@ def status(
     for each, row in zip(found, rows, strict=True):
         table.add_row(each.name, *(row[str(column.header)] for column in table.columns[1:]))
     console.print(table)
+    if any(study.workers for study in found):
+        console.print(workers_table(found))
 
 
 def _cells(study: StudyOverview) -> dict[str, str]:
     count = study.states.get
     done = study.finished
+    # A budget that was lowered afterwards takes no finished trial away.
+    budget = None if study.budget is None else max(study.budget, done)
     return {
-        "finished": f"{done} of {study.budget}" if study.budget is not None else str(done),
+        "finished": str(done) if budget is None else f"{done} of {budget}",
         "pruned": str(count("PRUNED", 0)),
         "running": str(count("RUNNING", 0) - study.interrupted),
         "interrupted": str(study.interrupted),
@@ -73,7 +79,7 @@ def _cells(study: StudyOverview) -> dict[str, str]:
 
 @app.command()
 def report(
-    study: Study,
+    study: opt.Study,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -89,9 +95,7 @@ def report(
     from visweep.analysis.report import write_report
     from visweep.cli.studies import opened
 
-    path = output or Path(f"{study.replace('/', '_')}.html")
-    if not path.parent.is_dir():
-        raise UsageError(f"--output: there is no folder {path.parent}")
+    path = output_of(study, output, ".html")
     with opened(storage, study) as (loaded, _):
         write_report(loaded, path, opt.storage_arguments(opt.storage_url(storage)))
     typer.echo(f"wrote {path}")
@@ -99,44 +103,43 @@ def report(
 
 @app.command()
 def trials(
-    study: Study,
+    study: opt.Study,
     csv: Annotated[bool, typer.Option("--csv", help="As comma-separated values.")] = False,
     storage: opt.Storage = None,
 ) -> None:
     """List all trials of a study: the finished ones best first, then the others."""
-    from visweep.cli.studies import opened, trial_rows, write_csv
+    from visweep.cli.studies import interrupted, opened, trial_rows, write_csv
     from visweep.search.summary import finished, trial_table
-    from visweep.storage.slots import FINISHED
+    from visweep.storage.tables import FINISHED
 
-    with opened(storage, study) as (loaded, _):
+    with opened(storage, study) as (loaded, opened_storage):
         if csv:
             write_csv(trial_rows(loaded))
             return
         found = loaded.get_trials(deepcopy=False)
         others = [t for t in found if t.state not in FINISHED]
-        opt.console().print(trial_table([*finished(found), *others], f"trials of {study}"))
+        table = trial_table(
+            [*finished(found), *others],
+            f"trials of {study}",
+            interrupted=interrupted(loaded, opened_storage),
+        )
+        opt.console().print(table)
 
 
 @app.command()
 def resume(
-    study: Study,
+    study: opt.Study,
     storage: opt.Storage = None,
+    artifacts: opt.Artifacts = None,
     data_dir: opt.DataDir = None,
     device: opt.Device = "auto",
     workers: opt.Workers = "auto",
     timeout: opt.Timeout = None,
 ) -> int:
     """Go on with a study, as the command that began it would; to extend it, run that command."""
-    from visweep.cli.join import Local
     from visweep.cli.join import resume as go_on
 
-    local = Local(
-        storage=storage,
-        data_dir=data_dir,
-        device=device,
-        workers=opt.number_of_workers(workers),
-        timeout=opt.seconds(timeout),
-    )
+    local = _local(storage, artifacts, data_dir, device, workers, timeout)
     return go_on(opt.console(), study, local)
 
 
@@ -151,26 +154,41 @@ def worker(
         ),
     ] = None,
     storage: opt.Storage = None,
+    artifacts: opt.Artifacts = None,
     data_dir: opt.DataDir = None,
     device: opt.Device = "auto",
     workers: opt.Workers = "auto",
     timeout: opt.Timeout = None,
 ) -> int:
     """Help with a study, from this or from another machine; what to train, the study says."""
-    from visweep.cli.join import Local, work
+    from visweep.cli.join import work
 
-    local = Local(
+    local = _local(storage, artifacts, data_dir, device, workers, timeout)
+    return work(opt.console(), study, local)
+
+
+def _local(
+    storage: str | None,
+    artifacts: str | None,
+    data_dir: Path | None,
+    device: str,
+    workers: str,
+    timeout: str | None,
+) -> "Local":
+    from visweep.cli.join import Local
+
+    return Local(
         storage=storage,
+        artifacts=artifacts,
         data_dir=data_dir,
         device=device,
         workers=opt.number_of_workers(workers),
         timeout=opt.seconds(timeout),
     )
-    return work(opt.console(), study, local)
 
 
 @app.command()
-def stop(study: Study, storage: opt.Storage = None) -> None:
+def stop(study: opt.Study, storage: opt.Storage = None) -> None:
     """Ask a running search to stop after its current epoch; run it again to go on."""
     from visweep.cli.studies import opened, stop_study
 
@@ -180,7 +198,7 @@ def stop(study: Study, storage: opt.Storage = None) -> None:
 
 @app.command()
 def delete(
-    study: Study,
+    study: opt.Study,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     force: Annotated[
         bool,
@@ -189,6 +207,7 @@ def delete(
         ),
     ] = False,
     storage: opt.Storage = None,
+    artifacts: opt.Artifacts = None,
 ) -> None:
     """Delete a study, its trials and its checkpoints. Asks first."""
     from visweep.cli.studies import delete_study, opened, require_idle
@@ -200,77 +219,24 @@ def delete(
         if not yes and not typer.confirm(question):
             typer.echo("nothing was deleted")
             return
-        delete_study(loaded, opened_storage)
+        delete_study(loaded, opened_storage, opt.artifacts_place(artifacts))
     typer.echo(f"deleted {study}")
 
 
 @app.command()
 def train(
-    study: Annotated[
-        str | None,
-        typer.Option(
-            "--study",
-            metavar="NAME",
-            help="Train a configuration of this study, such as night-run. "
-            "[default: none; spell it out with --model and --set]",
-        ),
-    ] = None,
-    trial: Annotated[
-        int | None,
-        typer.Option(
-            "--trial", metavar="N", min=0, help="Which trial of it, such as 7. [default: best]"
-        ),
-    ] = None,
-    model: Annotated[
-        str, typer.Option("--model", metavar="KIND", help="Without a study: vit or convnet.")
-    ] = "vit",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="FIELD=VALUE",
-            help="Change a field of the configuration, such as --set depth=4; may be repeated. "
-            "[default: none]",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            metavar="S",
-            help="Train with this seed, such as 11. [default: the study's, or 0]",
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            "--epochs",
-            metavar="E",
-            min=1,
-            help="Train so many epochs, such as 20. [default: the study's, or 8]",
-        ),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--dataset",
-            metavar="NAME",
-            help="Without a study: which images, such as mnist. [default: cluttered-digits]",
-        ),
-    ] = None,
+    study: own.Study = None,
+    trial: own.Trial = None,
+    model: own.Model = "vit",
+    set_: own.Set = None,
+    seed: own.Seed = None,
+    epochs: own.Epochs = None,
+    dataset: own.Dataset = None,
     data_dir: opt.DataDir = None,
     image_size: opt.ImageSize = None,
     train_size: opt.TrainSize = None,
     device: opt.Device = "auto",
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            "--checkpoint",
-            metavar="FILE",
-            help="Keep the state here after each epoch, and go on from it, such as run.ckpt. "
-            "[default: nowhere]",
-        ),
-    ] = None,
+    checkpoint: own.Checkpoint = None,
     storage: opt.Storage = None,
 ) -> None:
     """Train one configuration again: a study's best, one of its trials, or one spelled out."""

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from rich.console import Console
 from rich.table import Table
 
 from visweep import text
 from visweep.cli.prepare import Prepared
 from visweep.config import with_parameters
+from visweep.data.dataset import Dataset
 from visweep.data.resident import to_device
 from visweep.search.spaces import corners
 from visweep.storage.specification import Specification
 from visweep.training.cost import measure, multiply_adds
 
+_UNTOLD = ("kind", "fingerprint")
+
 
 def print_dry_run(console: Console, prepared: Prepared) -> None:
     """Print the specification and the cost of the smallest, middle and largest model."""
     specification, asked = prepared.specification, prepared.asked
-    data = to_device(prepared.dataset, prepared.device, specification.train.translate)
-    for line in (f"study {prepared.name}, {asked.trials} trials", *_lines(specification)):
+    device = torch.device(prepared.device)
+    data = to_device(prepared.dataset, device, specification.train.translate)
+    for line in (
+        f"study {prepared.name}, {text.plural(asked.trials, 'trial')}",
+        _images(prepared.dataset),
+        *_lines(specification),
+    ):
         text.print_line(console, line)
     points = sorted(
         corners(specification.space, middle=True),
@@ -33,6 +48,7 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
     table = Table(title=f"cost of one trial on {prepared.device}", title_justify="left")
     for heading in ("model", "params", "multiply-adds", "per epoch", "unpruned trial"):
         table.add_column(heading, justify="right" if heading != "model" else "left")
+    seconds: dict[str, float] = {}
     for size, point in zip(
         ("smallest", "middle", "largest"),
         (points[0], points[len(points) // 2], points[-1]),
@@ -40,27 +56,56 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
     ):
         model, train = with_parameters(specification.model, specification.train, point)
         cost = measure(model, train, data)
+        seconds[size] = cost.seconds_per_epoch * train.epochs
         table.add_row(
             f"{size}: {text.parameters(point)}",
             text.count(cost.num_params),
             text.count(cost.multiply_adds),
             text.duration(cost.seconds_per_epoch),
-            text.duration(cost.seconds_per_epoch * train.epochs),
+            text.duration(seconds[size]),
         )
     console.print(table)
-    console.print("Times were measured on a few steps of models that were thrown away.")
+    text.print_line(
+        console,
+        f"{text.plural(asked.trials, 'trial')} like the middle one, none of them pruned: "
+        f"{text.duration(asked.trials * seconds['middle'])} of one process's time.",
+    )
+    text.print_line(console, "Times were measured on a few steps of models that were thrown away.")
 
 
 def _lines(specification: Specification) -> Iterator[str]:
     """The specification, one part a line."""
     yield "space"
     for name, distribution in specification.space.items():
-        yield f"  {name:<12} {distribution}"
+        yield f"  {name:<12} {_values(distribution)}"
     for part, settings in specification.identity().items():
         if part == "space":
             continue
         if not isinstance(settings, Mapping):
-            yield f"{part:<8} {settings}"
+            yield f"{part:<10} {settings}"
             continue
-        given = {name: value for name, value in settings.items() if value is not None}
-        yield f"{part:<8} {text.parameters(given)}"
+        given = {n: v for n, v in settings.items() if v is not None and n not in _UNTOLD}
+        yield f"{part:<10} {text.parameters(given)}"
+
+
+def _images(dataset: Dataset) -> str:
+    size, channels = dataset.train.images.shape[-1], dataset.train.images.shape[1]
+    return (
+        f"images     {len(dataset.train):,} for training and {len(dataset.val):,} for validation, "
+        f"{size}×{size} pixels, {text.plural(channels, 'channel')}, "
+        f"{len(dataset.classes)} classes, fingerprint {dataset.fingerprint[:12]}"
+    )
+
+
+def _values(distribution: BaseDistribution) -> str:
+    """`4, 8 or 16`, `0 to 0.3`, `0.001 to 0.1 (logarithmic)`, `2 to 6 in steps of 2`."""
+    if isinstance(distribution, CategoricalDistribution):
+        *others, last = (text.value(choice) for choice in distribution.choices)
+        return f"{', '.join(others)} or {last}" if others else last
+    if not isinstance(distribution, FloatDistribution | IntDistribution):
+        return str(distribution)
+    span = f"{text.value(distribution.low)} to {text.value(distribution.high)}"
+    if distribution.log:
+        return f"{span} (logarithmic)"
+    step = distribution.step
+    return span if step in (None, 1) else f"{span} in steps of {text.value(step)}"

@@ -9,15 +9,23 @@ from pathlib import Path
 from rich.console import Console
 
 from visweep import data, text
-from visweep.cli.options import storage_arguments, storage_url
+from visweep.cli.options import artifacts_place, storage_arguments, storage_url
 from visweep.cli.search import Means, quietly_opened, work_on
 from visweep.data.dataset import Dataset
 from visweep.errors import DataError, UsageError
 from visweep.search.samplers import require_safe
-from visweep.search.study import STOP, OpenStudy, join_study
+from visweep.search.study import (
+    STOP,
+    OpenStudy,
+    images_folder,
+    join_study,
+    keep_artifacts_in,
+    load_study,
+)
 from visweep.storage.engine import Storage
 from visweep.storage.overview import StudyOverview, overview
-from visweep.training.device import resolve_device
+from visweep.storage.whereabouts import make_ready
+from visweep.training.resolve import device_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +34,7 @@ class Local:
 
     storage: str | None
     data_dir: Path | None
+    artifacts: str | None
     device: str
     workers: int | None
     timeout: float | None
@@ -39,8 +48,13 @@ def resume(console: Console, study: str, local: Local) -> int:
     """
     url = storage_url(local.storage)
     with quietly_opened(url, must_exist=True) as storage:
+        place = artifacts_place(local.artifacts)
+        load_study(storage, study)
+        if place is not None:
+            make_ready(place)
         opened, means = _prepared(storage, study, url, local)
         opened.study.set_user_attr(STOP, False)
+        keep_artifacts_in(opened.study, means.artifacts)
         return work_on(console, opened, means, _command("resume", study, url, means))
 
 
@@ -62,14 +76,19 @@ def work(console: Console, study: str | None, local: Local) -> int:
 
 
 def _prepared(storage: Storage, study: str, url: str, local: Local) -> tuple[OpenStudy, Means]:
-    device = resolve_device(local.device)
-    folder = None if local.data_dir is None else str(local.data_dir.expanduser())
-    opened = join_study(storage, study, folder)
+    device = device_name(local.device)
+    if local.data_dir is None:
+        folder = images_folder(load_study(storage, study))
+    else:
+        folder = str(local.data_dir.expanduser())
+    artifacts = artifacts_place(local.artifacts)
+    opened = join_study(storage, study, folder, artifacts)
     require_safe(opened.specification.sampler, url)
     means = Means(
         storage=url,
         dataset=_images(opened),
         data_dir=folder,
+        artifacts=artifacts,
         device=device,
         workers=local.workers,
         timeout=local.timeout,
@@ -94,4 +113,5 @@ def _only_unfinished(studies: list[StudyOverview]) -> str:
 
 def _command(verb: str, study: str, url: str, means: Means) -> str:
     images = [] if means.data_dir is None else ["--data-dir", means.data_dir]
-    return shlex.join(["visweep", *verb.split(), study, *storage_arguments(url), *images])
+    place = [] if means.artifacts is None else ["--artifacts", means.artifacts]
+    return shlex.join(["visweep", *verb.split(), study, *storage_arguments(url), *images, *place])

@@ -1,6 +1,5 @@
 """The commands that move a study between machines, and look whether it is sound."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +7,9 @@ import typer
 
 from visweep import text
 from visweep.cli import options as opt
+from visweep.cli.output import check_output, output_of
 from visweep.errors import UsageError
 from visweep.storage.url import check_folder
-
-Study = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def pack(
-    study: Study,
+    study: opt.Study,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -32,13 +30,13 @@ def pack(
         ),
     ] = None,
     storage: opt.Storage = None,
+    artifacts: opt.Artifacts = None,
 ) -> None:
     """Put a study into one file, to go on with it on another machine. It may be running."""
     from visweep.storage.pack import pack
 
-    path = output or Path(f"{study.replace('/', '_')}.visweep")
-    _check_output(path)
-    size = pack(_existing(storage), study, path)
+    path = output_of(study, output, ".visweep")
+    size = pack(_existing(storage), study, path, opt.artifacts_place(artifacts))
     typer.echo(f"packed {study} into {path} ({text.memory(size)})")
     typer.echo(f"on the other machine: visweep unpack {path.name}")
 
@@ -54,6 +52,7 @@ def unpack(
         ),
     ] = None,
     storage: opt.Storage = None,
+    artifacts: opt.Artifacts = None,
 ) -> None:
     """Add a packed study to a storage; then the command that began it goes on with it."""
     from visweep.storage.pack import unpack
@@ -64,7 +63,7 @@ def unpack(
     folder = opt.missing_folder(url)
     if folder is not None:
         check_folder(folder.parent)
-    done = unpack(file, url, study, missing=folder)
+    done = unpack(file, url, study, missing=folder, artifacts=opt.artifacts_place(artifacts))
     typer.echo(
         f"unpacked {done.study} with {text.plural(done.finished, 'finished trial')}; "
         f"it goes on as branch {done.branch}, with proposals of its own"
@@ -91,7 +90,7 @@ def merge(
     """Unite studies that went on apart on two machines, in a new database."""
     from visweep.storage.merge import merge
 
-    _check_output(output)
+    check_output(output)
     for found in merge(first, second, output):
         budget = "" if found.budget is None else f" of {found.budget}"
         aside = (
@@ -112,20 +111,22 @@ def check(
         bool, typer.Option("--repair", help="Do what would be done, after a backup.")
     ] = False,
     storage: opt.Storage = None,
+    artifacts: opt.Artifacts = None,
 ) -> int:
     """See whether the studies are sound: database, slots, curves and checkpoints."""
     from visweep.storage.check import check
     from visweep.storage.check import repair as mend
 
     url = _existing(storage)
-    found = check(url, study)
+    place = opt.artifacts_place(artifacts)
+    found = check(url, study, place)
     for finding in found:
         kind = "wrong" if finding.wrong else "stale"
         typer.echo(f"{kind}: {finding.what}; repair: {finding.remedy}")
     if repair:
-        for backup in mend(url, study):
+        for backup in mend(url, study, place):
             typer.echo(f"backup: {backup}")
-        found = check(url, study)
+        found = check(url, study, place)
     wrong = [finding for finding in found if finding.wrong]
     if not wrong:
         typer.echo("repaired, nothing is wrong" if repair else "nothing is wrong")
@@ -142,12 +143,3 @@ def _existing(storage: str | None) -> str:
     if opt.is_fresh(storage):
         raise UsageError("--storage: there are no studies yet; accepted: sqlite:///FILE")
     return opt.storage_url(storage)
-
-
-def _check_output(path: Path) -> None:
-    if path.is_dir():
-        raise UsageError(f"--output: {path} is a folder; accepted: a file in it")
-    if not path.parent.is_dir():
-        raise UsageError(f"--output: there is no folder {path.parent}; create it first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"--output: the folder {path.parent} cannot be written")

@@ -29,6 +29,17 @@ Storage = Annotated[
         "[default: $VISWEEP_STORAGE, else storage/studies.db of the checkout]",
     ),
 ]
+Study = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(
+        "--artifacts",
+        metavar="PLACE",
+        help="Where checkpoints are kept, such as /mnt/share/visweep or s3://bucket/visweep: a "
+        "folder, or any URL of fsspec's. [default: what the study was begun with, else beside "
+        "the SQLite file, or in your own data folder with a server]",
+    ),
+]
 Dataset = Annotated[
     str,
     typer.Option(
@@ -151,6 +162,17 @@ def storage_url(given: str | None) -> str:
     if given is None:
         given = os.environ.get("VISWEEP_STORAGE")
     return _default_url() if given is None else given
+
+
+def artifacts_place(given: str | None) -> str | None:
+    """Where artifacts lie, if `--artifacts` says so, as a study may hold it.
+
+    Raises:
+        UsageError: it is no such place.
+    """
+    from visweep.storage.whereabouts import accepted_place
+
+    return accepted_place(given)
 
 
 def missing_folder(url: str) -> Path | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from visweep import data
 from visweep.cli.options import missing_folder
 from visweep.cli.sweep import SweepOptions
@@ -16,8 +14,7 @@ from visweep.search.seeds import replica_seeds
 from visweep.search.spaces import check_space, into_space
 from visweep.storage.specification import Specification
 from visweep.storage.url import check_folder, check_sqlite_file, parse, sqlite_path
-from visweep.training.device import resolve_device, resolve_precision
-from visweep.training.fit import require_batch
+from visweep.training.resolve import device_name, precision_on, require_batch
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Prepared:
     name: str
     specification: Specification
     dataset: Dataset
-    device: torch.device
+    device: str
 
 
 def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
@@ -55,7 +52,7 @@ def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
     if asked.data.image_size is not None:
         # Resizing all images takes a while, and much memory if the size is a slip.
         recipe.spaces[asked.space](asked.data.image_size)
-    device = resolve_device(asked.device)
+    device = device_name(asked.device)
     dataset = data.load(asked.data)
     require_batch(asked.train.batch_size, len(dataset.train))
     image_size = dataset.model_fields["image_size"]
@@ -63,7 +60,7 @@ def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
     model, train = into_space(recipe.baseline, asked.train, dataset.model_fields, space)
     train = train.replace(
         seeds=replica_seeds(asked.seed, asked.seeds),
-        precision=resolve_precision(asked.train.precision, device),
+        precision=precision_on(device, asked.train.precision),
         **dataset.train_fields,
     )
     check_space(space, model, train)
@@ -79,6 +76,7 @@ def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
             sampler=asked.sampler,
             pruner=asked.pruner,
             seed=asked.seed,
+            duplicates=asked.duplicates,
         ),
         dataset=dataset,
         device=device,

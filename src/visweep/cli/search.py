@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 import optuna
-import torch
 from rich.console import Console
 
 from visweep import text
 from visweep.cli.options import missing_folder, storage_arguments
 from visweep.cli.prepare import Prepared
 from visweep.data.dataset import Dataset
-from visweep.data.resident import to_device
-from visweep.data.shared import share
+from visweep.data.shared import SharedData, shared
 from visweep.errors import DataError
 from visweep.search.crew import Crew, Job
 from visweep.search.interrupt import Interrupt
 from visweep.search.live import view_for
+from visweep.search.making import TrainerMaker
 from visweep.search.study import OpenStudy, open_study
 from visweep.search.summary import print_summary
 from visweep.search.threads import default_workers, pinned_threads
-from visweep.search.trainer import SharedTrainer, trainer_on
 from visweep.search.watch import Watcher
 from visweep.search.worker import Worker
 from visweep.storage.engine import Storage, open_storage, storage_errors
+from visweep.storage.whereabouts import Artifacts, make_ready
 
 _STATUS = {"interrupted": 130, "terminated": 143}
 
@@ -41,6 +39,7 @@ class Means:
         storage: URL of the storage.
         dataset: the study's images.
         data_dir: folder that they came from, where one was given.
+        artifacts: where this machine finds the study's artifacts; None for where the study says.
         device: that trains.
         workers: how many processes; None for as many as suit the device.
         timeout: seconds after which to stop; None for never.
@@ -49,7 +48,8 @@ class Means:
     storage: str
     dataset: Dataset
     data_dir: str | None
-    device: torch.device
+    artifacts: str | None
+    device: str
     workers: int | None
     timeout: float | None
 
@@ -63,6 +63,8 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
         command: how this was called; shown as the way to resume.
     """
     asked = prepared.asked
+    if asked.artifacts is not None:
+        make_ready(asked.artifacts)
     missing = missing_folder(asked.storage)
     if missing is not None:
         missing.mkdir(exist_ok=True)
@@ -70,12 +72,20 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
         storage=asked.storage,
         dataset=prepared.dataset,
         data_dir=asked.data.data_dir,
+        artifacts=asked.artifacts,
         device=prepared.device,
         workers=asked.workers,
         timeout=asked.timeout,
     )
     with quietly_opened(asked.storage) as storage:
-        opened = open_study(storage, prepared.name, prepared.specification, asked.trials)
+        opened = open_study(
+            storage, prepared.name, prepared.specification, asked.trials, asked.artifacts
+        )
+        done = opened.progress().finished
+        if done > asked.trials:
+            finished = text.plural(done, "finished trial")
+            said = f"{opened.name} has {finished}; --trials {asked.trials} takes none away"
+            text.print_line(console, said)
         return work_on(console, opened, means, command)
 
 
@@ -97,7 +107,7 @@ def work_on(console: Console, opened: OpenStudy, means: Means, command: str) -> 
     view = view_for(console)
     try:
         with Interrupt(means.timeout, heard=view.stopping).listening() as interrupt:
-            _workers(opened, means, view, interrupt).run()
+            _work(opened, means, view, interrupt)
     finally:
         view.close()
     print_summary(
@@ -117,29 +127,64 @@ def _images(means: Means) -> Sequence[str]:
     return [] if means.data_dir is None else ["--data-dir", means.data_dir]
 
 
+def _work(opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt) -> None:
+    opened.make_room()
+    if not opened.slots.unfinished():
+        view.opened(opened.name, opened.progress())
+        return
+    opened.checkpoints.place.require_usable()
+    if Artifacts(means.storage, means.artifacts).are_of_this_machine(opened.study.user_attrs):
+        view.note(
+            f"checkpoints lie in {opened.checkpoints.place.where}, on this machine alone: another "
+            "one that takes over a trial begins it anew, unless --artifacts names a place that "
+            "all see"
+        )
+    others = opened.slots.working_here()
+    if others and means.workers is None:
+        view.note(
+            f"{text.plural(others, 'worker')} of other commands train on this machine already; "
+            "all share its cores"
+        )
+    with _workers(opened, means, view, interrupt) as workers:
+        workers.run()
+
+
+@contextmanager
 def _workers(
     opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt
-) -> Worker | Crew:
-    wanted = means.workers or default_workers(means.device.type)
-    threads = pinned_threads(opened, wanted)
-    margin = opened.specification.train.translate
+) -> Iterator[Worker | Crew]:
+    """One worker in this process, or a crew of processes that share the images."""
+    wanted = means.workers or default_workers(means.device)
+    maker = TrainerMaker(
+        images=means.dataset,
+        margin=opened.specification.train.translate,
+        device=means.device,
+        threads=pinned_threads(opened, wanted),
+    )
     count = min(wanted, opened.slots.unfinished())
-    if count <= 1:
-        torch.set_num_threads(threads)
-        data = to_device(means.dataset, means.device, margin)
-        return Worker(opened, SharedTrainer(data), view, interrupt)
+    with ExitStack() as stack:
+        images = _shared_images(stack, means, maker.margin, view) if count > 1 else None
+        if images is None:
+            yield Worker(opened, maker(), view, interrupt)
+            return
+        job = Job(
+            storage=means.storage,
+            study=opened.name,
+            data_dir=means.data_dir,
+            artifacts=means.artifacts,
+            make_trainer=replace(maker, images=images),
+        )
+        yield Crew(opened, job, count, view, interrupt)
+
+
+def _shared_images(
+    stack: ExitStack, means: Means, margin: int, view: Watcher
+) -> SharedData | None:
+    """None where they do not fit into shared memory and no number of workers was asked for."""
     try:
-        images = share(to_device(means.dataset, torch.device("cpu"), margin))
+        return stack.enter_context(shared(means.dataset, margin))
     except DataError as e:
         if means.workers is not None:
             raise
         view.note(f"one worker only: {e}")
-        data = to_device(means.dataset, means.device, margin)
-        return Worker(opened, SharedTrainer(data), view, interrupt)
-    job = Job(
-        storage=means.storage,
-        study=opened.name,
-        data_dir=means.data_dir,
-        make_trainer=partial(trainer_on, images, str(means.device), threads),
-    )
-    return Crew(opened, job, count, view, interrupt)
+        return None

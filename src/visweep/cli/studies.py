@@ -15,8 +15,9 @@ from visweep.cli.options import storage_url
 from visweep.errors import UsageError
 from visweep.search.study import STOP, checkpoints_of, load_study
 from visweep.storage.engine import Storage, open_storage, storage_errors
-from visweep.storage.owner import Owner
-from visweep.storage.schema import slots
+from visweep.storage.holders import unfinished, working
+from visweep.storage.replicates import originals, seeds_of
+from visweep.storage.tables import slots
 
 _ATTRIBUTES = (
     "val_loss", "train_accuracy", "epochs", "seconds", "images_per_second",
@@ -40,7 +41,9 @@ def stop_study(study: optuna.Study, storage: Storage) -> str:
     """Ask a study's workers to stop; returns what came of it, as a line."""
     # Even where nobody holds a trial: a worker may be between two.
     study.set_user_attr(STOP, True)
-    if not any(_holders(storage, study._study_id)):
+    with storage.reading() as connection:
+        holders = working(connection, study._study_id)
+    if not holders:
         return f"nothing is running in {study.study_name}"
     return f"asked {study.study_name} to stop at the end of the running epoch"
 
@@ -51,28 +54,40 @@ def require_idle(study: optuna.Study, storage: Storage, elsewhere_too: bool) -> 
     Args:
         study: the study.
         storage: where it lies.
-        elsewhere_too: mind workers on other machines, of which cannot be told whether they live.
+        elsewhere_too: mind workers on other machines, too.
 
     Raises:
         UsageError: a worker is at it.
     """
-    here, elsewhere = _holders(storage, study._study_id)
+    with storage.reading() as connection:
+        holders = working(connection, study._study_id)
     name = study.study_name
-    if here:
-        raise UsageError(
-            f"STUDY: {name!r} is being worked on (process {here[0].pid}); "
-            f"run visweep stop {name} first"
-        )
-    if elsewhere and elsewhere_too:
-        raise UsageError(
-            f"STUDY: {name!r} is held by a worker on {elsewhere[0].machine}; "
-            f"run visweep stop {name} first, or give --force if that machine is gone"
-        )
+    for holder in sorted(holders, key=lambda h: not h.here):
+        if holder.here:
+            raise UsageError(
+                f"STUDY: {name!r} is being worked on ({holder}); run visweep stop {name} first"
+            )
+        if elsewhere_too:
+            raise UsageError(
+                f"STUDY: {name!r} is being worked on ({holder}); run visweep stop {name} first, "
+                "or give --force if that machine is gone"
+            )
 
 
-def delete_study(study: optuna.Study, storage: Storage) -> None:
-    """Delete a study, its slots and its checkpoints."""
-    checkpoints = checkpoints_of(study, storage)
+def delete_study(study: optuna.Study, storage: Storage, artifacts: str | None = None) -> None:
+    """Delete a study, its slots and its artifacts.
+
+    Args:
+        study: the study.
+        storage: where it lies.
+        artifacts: where this machine finds its artifacts; None for where the study says.
+
+    Raises:
+        UsageError: this machine cannot look there; then nothing was deleted.
+        StorageError: the artifacts, or the storage, cannot be reached.
+    """
+    checkpoints = checkpoints_of(study, storage, artifacts)
+    checkpoints.all()  # what cannot be reached cannot be deleted, and would stay for good
     study_id = study._study_id
     # In this order: slots without a study are harmless, a study without slots would begin anew.
     optuna.delete_study(study_name=study.study_name, storage=storage)
@@ -81,20 +96,17 @@ def delete_study(study: optuna.Study, storage: Storage) -> None:
     checkpoints.discard()
 
 
-def _holders(storage: Storage, study_id: int) -> tuple[list[Owner], list[Owner]]:
-    """Who holds leases: the processes that live on this machine, and those on others."""
-    query = sa.select(slots.c.owner).where(
-        slots.c.study_id == study_id, slots.c.owner.is_not(None)
-    )
+def interrupted(study: optuna.Study, storage: Storage) -> set[int]:
+    """Numbers of the trials that have begun and that nobody works on, as far as can be told."""
     with storage.reading() as connection:
-        owners = {Owner.from_text(text) for text in connection.execute(query).scalars()}
-    here = [owner for owner in owners if owner.is_here() and not owner.is_gone()]
-    return here, [owner for owner in owners if not owner.is_here()]
+        found = unfinished(connection)
+    return {s.trial for s in found if s.study_id == study._study_id and s.interrupted}
 
 
 def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
     """One row per trial, by number."""
     trials = study.get_trials(deepcopy=False)
+    original = originals(trials)
     names = list(dict.fromkeys(name for t in trials for name in t.params))
     return [
         {
@@ -103,6 +115,8 @@ def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
             "val_accuracy": t.values[0] if t.values else "",
             **{name: t.params.get(name, "") for name in names},
             **{name: t.user_attrs.get(name, "") for name in _ATTRIBUTES},
+            "replicate_of": original.get(t.number, ""),
+            "replicate_seeds": " ".join(map(str, seeds_of(t))),
         }
         for t in trials
     ]

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from visweep.cli import options as opt
+from visweep.cli import sweep_options as own
 from visweep.cli.errors import StoppedAtOnce, call
 from visweep.config import DataConfig, TrainConfig
 from visweep.errors import UsageError, unknown_name
@@ -24,6 +25,7 @@ class SweepOptions:
     trials: int
     study: str | None
     storage: str
+    artifacts: str | None
     data: DataConfig
     train: TrainConfig
     space: str
@@ -32,6 +34,7 @@ class SweepOptions:
     workers: int | None
     sampler: str
     pruner: str
+    duplicates: str
     timeout: float | None
     seed: int
 
@@ -52,28 +55,10 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
     train = recipe.train
 
     def command(
-        trials: Annotated[
-            int,
-            typer.Option(
-                "--trials",
-                metavar="N",
-                min=1,
-                rich_help_panel=opt.SEARCH,
-                help="How many trials the study has in all, those already finished included, "
-                "such as 200.",
-            ),
-        ] = 50,
-        study: Annotated[
-            str | None,
-            typer.Option(
-                "--study",
-                metavar="NAME",
-                rich_help_panel=opt.SEARCH,
-                help="Name of the study to create or resume, such as night-run. "
-                "[default: made of the model, data set and space]",
-            ),
-        ] = None,
+        trials: own.Trials = 50,
+        study: own.Study = None,
         storage: opt.Storage = None,
+        artifacts: opt.Artifacts = None,
         dataset: opt.Dataset = "cluttered-digits",
         data_dir: opt.DataDir = None,
         image_size: opt.ImageSize = None,
@@ -82,68 +67,22 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
         batch_size: opt.BatchSize = train.batch_size,
         lr: opt.LearningRate = train.lr,
         weight_decay: opt.WeightDecay = train.weight_decay,
-        space: Annotated[
-            str,
-            typer.Option(
-                "--space",
-                metavar="NAME",
-                rich_help_panel=opt.SEARCH,
-                help=f"What to search: {' or '.join(recipe.spaces)}, such as report.",
-            ),
-        ] = next(iter(recipe.spaces)),
-        seeds: Annotated[
-            int,
-            typer.Option(
-                "--seeds",
-                metavar="K",
-                min=1,
-                rich_help_panel=opt.SEARCH,
-                help="Replicas of each trial; their mean accuracy counts, such as 3.",
-            ),
-        ] = 1,
+        space: Annotated[str, own.space(recipe.spaces)] = next(iter(recipe.spaces)),
+        seeds: own.Seeds = 1,
         device: opt.Device = "auto",
         workers: opt.Workers = "auto",
-        sampler: Annotated[
-            str,
-            typer.Option(
-                "--sampler",
-                metavar="NAME",
-                rich_help_panel=opt.SEARCH,
-                help="tpe, random, gp, cmaes or qmc, such as random.",
-            ),
-        ] = "tpe",
-        pruner: Annotated[
-            str,
-            typer.Option(
-                "--pruner",
-                metavar="NAME",
-                rich_help_panel=opt.SEARCH,
-                help="halving, hyperband, median or none, such as none.",
-            ),
-        ] = "halving",
+        sampler: own.Sampler = "tpe",
+        pruner: own.Pruner = "halving",
+        duplicates: own.Duplicates = "replicate",
         timeout: opt.Timeout = None,
-        seed: Annotated[
-            int,
-            typer.Option(
-                "--seed",
-                metavar="S",
-                min=0,
-                rich_help_panel=opt.SEARCH,
-                help="Seed of the study, such as 7.",
-            ),
-        ] = 0,
-        dry_run: Annotated[
-            bool,
-            typer.Option(
-                "--dry-run",
-                help="Show what would be searched and what it would cost; train nothing.",
-            ),
-        ] = False,
+        seed: own.Seed = 0,
+        dry_run: own.DryRun = False,
     ) -> int:
         asked = SweepOptions(
             trials=trials,
             study=study,
             storage=opt.storage_url(storage),
+            artifacts=opt.artifacts_place(artifacts),
             data=DataConfig(
                 name=dataset,
                 data_dir=None if data_dir is None else str(data_dir.expanduser()),
@@ -159,6 +98,7 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
             workers=opt.number_of_workers(workers),
             sampler=sampler,
             pruner=pruner,
+            duplicates=duplicates,
             timeout=opt.seconds(timeout),
             seed=seed,
         )
@@ -207,6 +147,7 @@ def search(recipe: Recipe, asked: SweepOptions, dry_run: bool) -> int:
 
 
 def _check_names(recipe: Recipe, asked: SweepOptions) -> None:
+    from visweep.search.duplicates import DUPLICATES
     from visweep.search.pruners import PRUNERS
     from visweep.search.samplers import SAMPLERS
 
@@ -214,6 +155,7 @@ def _check_names(recipe: Recipe, asked: SweepOptions) -> None:
         ("--space", asked.space, recipe.spaces),
         ("--sampler", asked.sampler, SAMPLERS),
         ("--pruner", asked.pruner, PRUNERS),
+        ("--duplicates", asked.duplicates, DUPLICATES),
     ):
         if name not in accepted:
             raise unknown_name(option, name, accepted)

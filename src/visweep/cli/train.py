@@ -23,7 +23,8 @@ from visweep.config import (
 )
 from visweep.data.resident import to_device
 from visweep.errors import DataError, UsageError, unknown_name
-from visweep.search.study import specification_of
+from visweep.search.duplicates import trained_as
+from visweep.search.study import images_folder, specification_of
 from visweep.search.summary import finished
 from visweep.search.threads import THREADS
 from visweep.training.device import resolve_device
@@ -118,6 +119,7 @@ def _from_study(wanted: Wanted) -> _Configuration:
     with opened(wanted.storage, wanted.study) as (study, _):
         specification = specification_of(study)
         threads = study.user_attrs.get(THREADS)
+        where = images_folder(study) if wanted.data_dir is None else str(wanted.data_dir)
         candidates = finished(study.get_trials(deepcopy=False))
         if wanted.trial is not None:
             candidates = [t for t in study.get_trials(deepcopy=False) if t.params]
@@ -125,9 +127,7 @@ def _from_study(wanted: Wanted) -> _Configuration:
         if not candidates:
             which = "finished trial" if wanted.trial is None else f"trial {wanted.trial}"
             raise UsageError(f"--trial: study {wanted.study!r} has no {which}")
-        parameters = candidates[0].params
-    model, train = with_parameters(specification.model, specification.train, parameters)
-    where = None if wanted.data_dir is None else str(wanted.data_dir)
+    model, train = trained_as(specification, candidates[0])
     images = specification.data.replace(data_dir=where)
     return _Configuration(model, train, images, specification.fingerprint, threads)
 
