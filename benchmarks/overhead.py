@@ -23,7 +23,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "sweeps"))
 
 import optuna
-import torch
 from rich.console import Console
 from vit_search import SEARCH
 
@@ -31,8 +30,10 @@ from visweep.cli import search
 from visweep.cli.prepare import prepare
 from visweep.cli.sweep import SweepOptions
 from visweep.config import DataConfig
-from visweep.data.shared import SharedData
+from visweep.search import trainer
+from visweep.search.making import TrainerMaker
 from visweep.search.trainer import SharedTrainer
+from visweep.search.worker import Trainer
 from visweep.training.results import EpochResult, FitResult
 
 _FOLDER = "VISWEEP_OVERHEAD_FOLDER"
@@ -60,9 +61,12 @@ class TimedTrainer(SharedTrainer):
                 file.write(json.dumps([began, ended, ended - began - outside]) + "\n")
 
 
-def timed_trainer_on(data: SharedData, device: str, threads: int) -> SharedTrainer:
-    torch.set_num_threads(threads)
-    return TimedTrainer(data.to(torch.device(device)))
+class TimedMaker(TrainerMaker):
+    """Makes such trainers, here and in the processes of workers."""
+
+    def __call__(self) -> Trainer:
+        trainer.SharedTrainer = TimedTrainer  # type: ignore[misc]
+        return super().__call__()
 
 
 def main() -> None:
@@ -70,14 +74,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    search.SharedTrainer = TimedTrainer  # type: ignore[misc]
-    search.trainer_on = timed_trainer_on
+    search.TrainerMaker = TimedMaker  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
         os.environ[_FOLDER] = folder
         asked = SweepOptions(
             trials=options.trials,
             study="timed",
             storage=f"sqlite:///{folder}/studies.db",
+            artifacts=None,
             data=DataConfig(),
             train=SEARCH.train,
             space="small",
@@ -86,6 +90,7 @@ def main() -> None:
             workers=options.workers,
             sampler="tpe",
             pruner="halving",
+            duplicates="replicate",
             timeout=None,
             seed=0,
         )

@@ -1,0 +1,93 @@
+"""The scripts of `benchmarks/` that measure the storage do what they say, at a tiny size."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def _table(output: str) -> list[dict[str, str]]:
+    """The rows of the one table that a script prints, by its headings."""
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in output.splitlines()
+        if line.startswith("|") and not line.startswith("|---")
+    ]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[1:]]
+
+
+def _run(launcher: Any, script: str, *arguments: object) -> list[dict[str, str]]:
+    process = launcher.run(BENCHMARKS / f"{script}.py", *arguments)
+    assert (process.status, process.stderr) == (0, "")
+    assert " CPUs, load " in process.stdout.splitlines()[0]
+    return _table(process.stdout)
+
+
+def test_double_runs_are_counted_on_both_sides(launcher: Any) -> None:
+    ours, theirs = _run(launcher, "double_runs", "--trials", 6, "--workers", 2)
+    assert ours["trials that ran"] == "6 of 6"
+    assert (ours["double runs"], ours["finished"], ours["errors"]) == ("0", "6", "none")
+    assert (ours["left running"], ours["left waiting"]) == ("0", "0")
+    assert int(theirs["finished"]) >= 6
+
+
+@pytest.mark.parametrize("backend", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def test_a_small_storm(launcher: Any, backend: str) -> None:
+    (row,) = _run(
+        launcher, "storm", "--trials", 6, "--workers", 2, "--epochs", 2, "--storage", backend
+    )
+    assert row["finished"] == "6 of 6"
+    assert {row[name] for name in ("double ends", "gaps", "foreign", "repeated")} == {"0"}
+
+
+def test_a_storm_would_tell_what_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import pausing_worker
+    import storm
+
+    url = f"sqlite:///{tmp_path}/studies.db"
+    plan = pausing_worker.Plan(url=url, folder=tmp_path, trials=3, epochs=2, seconds=0.0)
+    pausing_worker.work(plan)
+    assert storm.judge(plan) == storm.Outcome(3, 0, 0, 0, 0, 0)
+    with closing(sqlite3.connect(tmp_path / "studies.db")) as connection, connection:
+        connection.execute("DELETE FROM trial_intermediate_values WHERE trial_id = 1 AND step = 1")
+        connection.execute(
+            "UPDATE trial_intermediate_values SET intermediate_value = 0 "
+            "WHERE trial_id = 2 AND step = 1"
+        )
+    pausing_worker.write_line(plan, "ended", 0)
+    pausing_worker.write_line(plan, "trained", 2, 2, 1)
+    found = storm.judge(plan)
+    assert (found.double_ends, found.gaps, found.repeated) == (1, 1, 1)
+    assert found.foreign == 2  # the changed value, and the epoch that was trained again
+    assert found.found_by_check >= 1
+    assert not found.exact(3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
+def test_report_latency(launcher: Any, backend: str) -> None:
+    rows = _run(
+        launcher, "report_latency", "--workers", 2, "--seconds", 4, "--warm-up", 0,
+        "--storage", backend,
+    )  # fmt: skip
+    assert [row["ms"] for row in rows] == [f"{backend}, slots", f"{backend}, plain Optuna"]
+    for row in rows:
+        assert int(row["reports"]) >= 2
+        assert 0 < float(row["report, median"]) < float(row["report and prune, median"])
+        assert row["errors"] == "0"
+
+
+@pytest.mark.slow
+def test_large_study(launcher: Any) -> None:
+    rows = _run(launcher, "large_study", "--trials", 20, "--repetitions", 1)
+    assert len(rows) == 8
+    assert all(float(row["seconds"]) > 0 for row in rows)
