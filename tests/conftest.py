@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
-pytest_plugins = ["postgres"]
+pytest_plugins = ["postgres", "s3", "searches"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 90.0
@@ -85,6 +86,15 @@ class Process:
         _wait_for(self.ended, timeout, self)
         return self
 
+    def refusal(self) -> str:
+        """The one line with which it refused bad input; there must be nothing else."""
+        assert self.status == 2, (self.status, self.stdout, self.stderr)
+        assert self.stdout == ""
+        assert "Traceback" not in self.stderr
+        (line,) = self.stderr.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
     def signal(self, number: int) -> None:
         if not self.ended():
             os.kill(self.pid, number)
@@ -146,6 +156,24 @@ class Launcher:
         self._started.append(process)
         return process
 
+    def start_apart(self, *argv: object, cwd: Path | None = None, **environment: str) -> Process:
+        """Start what cannot be forked: a program, or a command in another environment."""
+        folder = self._folder / str(len(self._started))
+        folder.mkdir()
+        with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as errors:
+            started = subprocess.Popen(
+                [str(argument) for argument in argv],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=errors,
+                cwd=cwd or folder,
+                env={**self._environment, **environment},
+                start_new_session=True,
+            )
+        process = Process(started.pid, folder, started.poll)
+        self._started.append(process)
+        return process
+
     def run(self, *argv: object, **arguments: Any) -> Process:
         return self.start(*argv, **arguments).wait()
 
@@ -169,6 +197,15 @@ class Launcher:
         return json.loads(self._server.stdout.readline())
 
 
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Optuna says only what matters."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    yield
+    optuna.logging.set_verbosity(before)
+
+
 @pytest.fixture
 def wait_for() -> Callable[..., None]:
     return _wait_for
@@ -176,11 +213,25 @@ def wait_for() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What commands find: one thread, a cache of this test run, no storage of the user's."""
+    """What commands find: one thread, folders of this test run, no storage of the user's."""
     base = tmp_path_factory.getbasetemp()
     run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     kept = {k: v for k, v in os.environ.items() if not k.startswith("VISWEEP_")}
-    return {**kept, "OMP_NUM_THREADS": "1", "VISWEEP_CACHE": str(run / "cache"), "COLUMNS": "100"}
+    return {
+        **kept,
+        "OMP_NUM_THREADS": "1",
+        "VISWEEP_CACHE": str(run / "cache"),
+        "XDG_DATA_HOME": str(run / "data"),
+        "COLUMNS": "100",
+    }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _folders_of_this_run(environment: dict[str, str]) -> Iterator[None]:
+    """What a study on a server keeps on this machine does not go to the user's own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", environment["XDG_DATA_HOME"])
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -23,9 +23,10 @@ from typing import Any
 
 import pytest
 
+from proxy import Proxy
+
 USER, PASSWORD = "visweep", "pa:ss/w@rd-9f3c"
 _SETTINGS = {
-    "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "dynamic_shared_memory_type": "mmap",
     "shared_buffers": "16MB",
@@ -40,9 +41,14 @@ everywhere = pytest.mark.parametrize("backend", ["sqlite", "postgresql"], indire
 
 
 class Server:
-    """One server with its own data, started and stopped at will; it keeps its port."""
+    """One server with its own data, started and stopped at will; it keeps its port.
 
-    def __init__(self) -> None:
+    Args:
+        also_at: another address of this machine, at which others may reach it.
+    """
+
+    def __init__(self, also_at: str = "") -> None:
+        self._also_at = also_at
         self.folder = Path(tempfile.mkdtemp(prefix="visweep-postgres-"))
         self._programs = _programs(self.folder)
         self._process: subprocess.Popen[bytes] | None = None
@@ -73,12 +79,17 @@ class Server:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def url(self, database: str, *, password: str | None = PASSWORD, port: int = 0) -> str:
+    def url(
+        self,
+        database: str,
+        *,
+        password: str | None = PASSWORD,
+        port: int = 0,
+        host: str = "127.0.0.1",
+    ) -> str:
         from sqlalchemy.engine import URL
 
-        made = URL.create(
-            "postgresql+psycopg", USER, password, "127.0.0.1", port or self.port, database
-        )
+        made = URL.create("postgresql+psycopg", USER, password, host, port or self.port, database)
         return made.render_as_string(hide_password=False)
 
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
@@ -115,6 +126,8 @@ class Server:
             f"--username={USER}", "--encoding=UTF8", "--locale=C", "--no-instructions",
             f"--pgdata={self.folder}/data",
         )  # fmt: skip
+        with (self.folder / "data" / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all samenet scram-sha-256\n")
 
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
@@ -126,7 +139,8 @@ class Server:
         )
 
     def _started(self) -> bool:
-        settings = {**_SETTINGS, "port": str(self.port)}
+        addresses = ",".join(filter(None, ["127.0.0.1", self._also_at]))
+        settings = {**_SETTINGS, "listen_addresses": addresses, "port": str(self.port)}
         self._process = subprocess.Popen(
             [
                 sys.executable,
@@ -234,6 +248,14 @@ def postgres_url(postgres: Server, prepared_database: str) -> Iterator[str]:
     name = postgres.make_database(prepared_database)
     yield postgres.url(name)
     postgres.drop_database(name)
+
+
+@pytest.fixture
+def proxy(postgres: Server) -> Iterator[Proxy]:
+    """A way to the server that can be cut."""
+    made = Proxy(postgres.port)
+    yield made
+    made.close()
 
 
 if __name__ == "__main__":
