@@ -3,6 +3,9 @@
 Each epoch that is trained adds a line to LOG: trial, generation, epoch, process.
 
     stub_worker.py LOG TRIALS EPOCHS SECONDS [LEASE]   (the storage is $VISWEEP_STORAGE)
+
+$STUB_ARTIFACTS is what `--artifacts` would be, $STUB_HOST the machine that it pretends to be;
+trials from number $STUB_FAILS on fail, all for the same cause.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from visweep.storage.engine import open_storage
 from visweep.storage.owner import this_process
 from visweep.storage.slots import Slots
 from visweep.storage.specification import Specification
+from visweep.storage.whereabouts import accepted_place
 from visweep.training.results import EpochResult, FitResult
 
 STUDY = "stub"
@@ -53,6 +57,8 @@ class StubTrainer(Trainer):
         found = re.fullmatch(r"trial-(\d+)\.g(\d+)\.ckpt", checkpoint.name)
         assert found is not None
         number, generation = int(found[1]), int(found[2])
+        if number >= int(os.environ.get("STUB_FAILS", number + 1)):
+            raise RuntimeError("the same cause")
         history: list[EpochResult] = []
         # The generation under which each epoch so far was trained.
         trained = json.loads(read_sealed(checkpoint)) if checkpoint.exists() else []
@@ -98,9 +104,12 @@ def main() -> None:
         seed=0,
     )
     storage = open_storage(os.environ["VISWEEP_STORAGE"])
-    opened = open_study(storage, STUDY, specification, int(trials))
+    artifacts = accepted_place(os.environ.get("STUB_ARTIFACTS"))
+    opened = open_study(storage, STUDY, specification, int(trials), artifacts)
+    owner = this_process()
+    owner = replace(owner, host=os.environ.get("STUB_HOST", owner.host))
     if lease:
-        slots = Slots(storage, opened.study_id, this_process(), float(lease[0]))
+        slots = Slots(storage, opened.study_id, owner, float(lease[0]))
         opened = replace(opened, slots=slots)
     with Interrupt().listening() as interrupt:
         Worker(opened, trainer, _Notes(), interrupt).run()

@@ -80,21 +80,6 @@ def test_a_killed_search_goes_on_where_it_was(search: MakeSearch, wait_for: Any)
     assert sorted(p.name for p in mine.file.parent.iterdir()) == ["artifacts", "studies.db"]
 
 
-@pytest.mark.slow
-def test_kills_at_any_moment_change_no_bit(search: MakeSearch) -> None:
-    options = ("--epochs", 9, "--seed", 5, "--seeds", 2)
-    undisturbed = search(*options, folder="undisturbed").finish(14)
-    mine = search(*options, folder="disturbed")
-    moments = random.Random(2)
-    for _ in range(6):
-        process = mine.start(14)
-        time.sleep(moments.uniform(0.1, 1.5))
-        process.kill()
-    disturbed = mine.finish(14)
-    assert [result(t) for t in disturbed] == [result(t) for t in undisturbed]
-    assert {t.state.name for t in disturbed} == {"COMPLETE", "PRUNED"}
-
-
 def test_ctrl_c_stops_says_how_to_go_on_and_leaves_nothing_leased(
     search: MakeSearch, wait_for: Any
 ) -> None:
