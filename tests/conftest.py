@@ -16,8 +16,13 @@ from typing import Any
 
 import optuna
 import pytest
+from hypothesis import settings
 
 pytest_plugins = ["postgres", "s3", "searches"]
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("visweep", deadline=None)
+settings.load_profile("visweep")
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 90.0

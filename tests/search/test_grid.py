@@ -21,7 +21,7 @@ finite: st.SearchStrategy[BaseDistribution] = st.one_of(
         CategoricalDistribution
     ),
     steps.map(lambda t: IntDistribution(t[0], t[0] + t[1] * t[2], step=t[2])),
-    steps.map(lambda t: FloatDistribution(t[0], t[0] + t[1] * t[2] / 10, step=t[2] / 10)),
+    steps.map(lambda t: FloatDistribution(t[0], t[0] + t[1] * t[2] / 4, step=t[2] / 4)),
     st.floats(-1, 1).map(lambda value: FloatDistribution(value, value)),
     st.integers(1, 4).map(lambda high: IntDistribution(1, high, log=True)),
 )

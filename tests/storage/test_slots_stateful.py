@@ -171,6 +171,8 @@ class Machine(RuleBasedStateMachine):
         if self.holds(held):
             slots.renew(held.lease)
             self.beats[trial_id] += 1
+            if self.storage.get_trial(trial_id).state == TrialState.WAITING:
+                return  # nothing is reported of what has not begun
             with slots.fenced(held.lease):
                 self.storage.set_trial_intermediate_value(trial_id, epoch, 0.5)
             self.curves.setdefault(trial_id, {})[epoch] = 0.5

@@ -145,7 +145,7 @@ def as_newer_optunas_own(path: Path) -> None:
         (as_text, "is not an SQLite file"),
         (as_nothing, "is empty (0 bytes); delete it if it never held a study"),
         (as_another_programs, "is another program's database"),
-        (as_newer_visweeps, "made by a newer visweep (schema 99, this one knows 2)"),
+        (as_newer_visweeps, "made by a newer visweep (schema 99, this one knows 3)"),
         (as_newer_optunas, "was made by a newer Optuna (schema v9.0.0.a); upgrade optuna"),
         (as_newer_optunas_own, "was made by a newer Optuna (schema v9.0.0.a); upgrade optuna"),
         (as_older_optunas, "older Optuna (schema v3.0.0.a); run: optuna storage upgrade "),
