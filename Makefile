@@ -35,6 +35,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/overhead.py --workers 1
 	$(BIN)/python benchmarks/overhead.py --workers 2
 	$(BIN)/python benchmarks/search_quality.py
+	$(BIN)/python benchmarks/double_runs.py
+	$(BIN)/python benchmarks/storm.py
+	$(BIN)/python benchmarks/report_latency.py
+	$(BIN)/python benchmarks/large_study.py
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -8,7 +8,7 @@ import os
 import platform
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, contextmanager
+from contextlib import contextmanager
 from datetime import datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -48,16 +48,12 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 @contextmanager
 def storage_url(backend: str, folder: Path) -> Iterator[str]:
-    """The URL of an empty storage: a file in the folder, or a server of its own.
-
-    Meanwhile the folder is the working directory, where the checkpoints of a server's studies lie.
-    """
-    with chdir(folder):
-        if backend == "sqlite":
-            yield f"sqlite:///{folder}/studies.db"
-        else:
-            with postgres_server() as url:
-                yield url
+    """The URL of an empty storage: a file in the folder, or a server of its own."""
+    if backend == "sqlite":
+        yield f"sqlite:///{folder}/studies.db"
+    else:
+        with postgres_server() as url:
+            yield url
 
 
 def start(work: Callable[..., None], *arguments: Any) -> BaseProcess:

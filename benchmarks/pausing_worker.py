@@ -26,7 +26,7 @@ from optuna.distributions import FloatDistribution
 from visweep.config import DataConfig, TrainConfig, ViTConfig
 from visweep.sealed import read_sealed, write_sealed
 from visweep.search.interrupt import Interrupt
-from visweep.search.study import open_study
+from visweep.search.study import OpenStudy, open_study
 from visweep.search.watch import Progress, TrialView, Watcher
 from visweep.search.worker import Trainer, Worker
 from visweep.storage.engine import Storage, open_storage
@@ -43,7 +43,7 @@ class Plan:
 
     Attributes:
         url: of the storage.
-        folder: where the log is written.
+        folder: where the log and the checkpoints are written.
         trials: how many the study has.
         epochs: of a trial.
         seconds: that an epoch pauses.
@@ -129,7 +129,7 @@ def make_study(plan: Plan) -> None:
     """Create the study with all its slots."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(plan.url)
-    open_study(storage, STUDY, _specification(plan), plan.trials)
+    _open(storage, plan)
     storage.close()
 
 
@@ -143,10 +143,15 @@ def work(
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     storage = open_storage(plan.url)
     prepare(storage)
-    opened = open_study(storage, STUDY, _specification(plan), plan.trials)
+    opened = _open(storage, plan)
     with Interrupt(plan.timeout).listening() as interrupt:
         Worker(opened, make_trainer(plan), _Log(plan), interrupt).run()
     storage.close()
+
+
+def _open(storage: Storage, plan: Plan) -> OpenStudy:
+    """Its checkpoints lie in the plan's folder, not in the user's own."""
+    return open_study(storage, STUDY, _specification(plan), plan.trials, str(plan.folder))
 
 
 def _specification(plan: Plan) -> Specification:

@@ -46,6 +46,21 @@ def test_a_small_storm(launcher: Any, backend: str) -> None:
     assert {row[name] for name in ("double ends", "gaps", "foreign", "repeated")} == {"0"}
 
 
+def test_checkpoints_do_not_go_to_the_user_s_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres_url: str
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "of the user"))
+    import pausing_worker
+
+    folder = tmp_path / "of the benchmark"
+    folder.mkdir()
+    plan = pausing_worker.Plan(url=postgres_url, folder=folder, trials=2, epochs=2, seconds=0.0)
+    pausing_worker.work(plan)
+    assert len(list(folder.rglob("trial-*.ckpt"))) >= 1
+    assert not (tmp_path / "of the user").exists()
+
+
 def test_a_storm_would_tell_what_went_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

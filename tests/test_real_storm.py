@@ -58,6 +58,8 @@ def test_two_workers_are_killed_twenty_times(search: MakeSearch, wait_for: Any) 
         victim.kill()
         alive.append(mine.start(500))
         processes.append(alive[-1])
+    # Who is only starting would ask for 500 once more.
+    wait_for(lambda: alive[-1].pid in workers(mine), about=alive[-1])
     begun = sum(t.state.name != "WAITING" for t in mine.trials())
     last = mine.start(begun + 4)
     for process in (*alive, last):
@@ -134,5 +136,7 @@ def weights(mine: Search) -> dict[int, dict[str, Tensor]]:
 def _tensors(tree: Any, name: str = "") -> dict[str, Tensor]:
     if isinstance(tree, Tensor):
         return {name: tree}
+    if isinstance(tree, int):
+        return {}  # how many images a micro-batch has
     parts = tree.items() if isinstance(tree, dict) else enumerate(tree)
     return {n: t for key, part in parts for n, t in _tensors(part, f"{name}/{key}").items()}

@@ -134,3 +134,6 @@ def test_a_dry_run_tells_and_writes_nothing(launcher: Any, tmp_path: Path) -> No
     ):  # fmt: skip
         assert words in shown.stdout
     assert list(tmp_path.iterdir()) == []
+    # Shorter than what is timed.
+    short = ["--dry-run", "--train-size", "128", "--epochs", "1", "--storage", url]
+    assert launcher.run(SWEEPS / "vit_search.py", *short).status == 0

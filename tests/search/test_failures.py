@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -11,7 +12,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from visweep.search import trainer as trainer_module
-from visweep.search.worker import SweepFailed
+from visweep.search.worker import MOST_LOST, SweepFailed
+from visweep.storage.owner import this_process
+from visweep.storage.slots import Slots
 
 MakeSweep = Callable[..., Any]
 
@@ -53,6 +56,22 @@ class TestFailures:
         )
         # The first was the baseline, which does not lie in this space: another cause.
         assert made.states == ["FAIL"] * 4 + ["WAITING"] * 4
+
+    def test_a_trial_that_ends_every_worker_fails(self, sweep: MakeSweep, storage: Any) -> None:
+        """As the kernel does where memory is short; five owners that are gone stand for it."""
+        made = sweep(2)
+        spec = made.opened.specification
+        for start in range(MOST_LOST):
+            owner = replace(this_process(), boot=f"start {start}")
+            slots = Slots(storage, made.opened.study_id, owner)
+            lease = slots.take()
+            if not lease.adopted:
+                slots.begin(lease, spec.baseline(), spec.space)
+        made.run()
+        assert sorted(made.states) == ["COMPLETE", "COMPLETE", "FAIL"]
+        failed = made.trials[0]
+        assert failed.user_attrs["ended"].startswith("failed: WorkersLost: 5 workers in a row")
+        assert failed.intermediate_values == {}
 
     def test_alike_means_the_same_cause(
         self, sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch

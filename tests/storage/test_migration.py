@@ -20,10 +20,13 @@ from visweep.storage.overview import overview
 from visweep.storage.rows import StudyRows
 
 NAME = "night-run"
+NEWER_THAN_2 = tuple(
+    f"ALTER TABLE visweep_slots DROP COLUMN {name}" for name in ("renewed", "lost", "reached")
+)
 DOWNGRADE = (
     "DROP INDEX ix_visweep_slots_study_id_uuid",
     "ALTER TABLE visweep_slots DROP COLUMN uuid",
-    "ALTER TABLE visweep_slots DROP COLUMN renewed",
+    *NEWER_THAN_2,
     "UPDATE visweep_version SET version = 1",
 )
 
@@ -115,11 +118,12 @@ def test_a_migration_that_fails_changes_nothing(
     assert version(old) == schema.VERSION
 
 
-def test_version_2_did_not_tell_when_a_lease_was_renewed(old: Path, sweep: Any) -> None:
+def test_version_2_told_less_of_leases(old: Path, sweep: Any) -> None:
     sweep(old).close()
     before = identities(old)
     with closing(sqlite3.connect(old)) as connection:
-        connection.execute("ALTER TABLE visweep_slots DROP COLUMN renewed")
+        for statement in NEWER_THAN_2:
+            connection.execute(statement)
         connection.execute("UPDATE visweep_version SET version = 2")
         connection.commit()
     assert overview(file_url(old))[0].finished == 2

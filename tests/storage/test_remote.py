@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -9,14 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from s3fs import S3FileSystem
 
 from s3 import KEY, SECRET, Server
 from visweep.errors import StorageError, UsageError
 from visweep.sealed import unseal, write_sealed
 from visweep.storage import waiting
 from visweep.storage.remote import Remote
+from visweep.storage.whereabouts import Artifacts
 
 
 @pytest.fixture
@@ -75,6 +79,29 @@ def test_a_store_that_is_away_for_longer_is_announced_and_given_up(
     assert "the artifacts are back after" in caplog.text
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_what_answered_another_process_is_waited_for_from_the_first_call_on(
+    s3: Server, s3_url: str, monkeypatch: pytest.MonkeyPatch, answered: bool
+) -> None:
+    client = {"key": KEY, "secret": SECRET, "endpoint_url": f"http://127.0.0.1:{s3.port}"}
+    # The driver is not to repeat by itself what fails.
+    monkeypatch.setattr(S3FileSystem, "retries", 1)
+    once = {"retries": {"total_max_attempts": 1}}
+    monkeypatch.setitem(fsspec.config.conf, "s3", {**client, "config_kwargs": once})
+    place = Artifacts("sqlite:///x.db", s3_url, answered).of("night", {})
+    s3.stop()
+    back = threading.Timer(1, s3.start)
+    back.start()
+    try:
+        if answered:
+            assert place.names() == []
+        else:
+            with pytest.raises(StorageError, match="artifacts s3://"):
+                place.names()
+    finally:
+        back.join()
+
+
 @pytest.mark.slow
 def test_what_never_answered_is_not_waited_for(s3: Server, s3_url: str, tmp_path: Path) -> None:
     place = Remote(s3.files(), s3_url.removeprefix("s3://"), s3_url, tmp_path)
@@ -121,6 +148,63 @@ def test_half_an_upload_does_not_replace_what_was_there(
     monkeypatch.undo()
     place.keep("a")
     assert (files.cuts, unseal(place.read("a"), "a")) == (0, b"epoch 2")
+
+
+class NotReplacing(LocalFileSystem):
+    """A server of files that gives no file a name that another has, and may not say so."""
+
+    says_so = True
+
+    def mv(self, path1: str, path2: str, **_: Any) -> None:
+        if not Path(path2).exists():
+            Path(path1).rename(path2)
+        elif self.says_so:
+            raise OSError(errno.EEXIST, "object name collision")
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+def test_a_place_that_does_not_replace_is_refused_before_the_second_epoch(
+    tmp_path: Path, says_so: bool
+) -> None:
+    files = NotReplacing(skip_instance_cache=True)
+    files.says_so = says_so
+    place = Remote(files, f"{tmp_path}/place", "the place", tmp_path / "copies")
+    with pytest.raises(UsageError) as refused:
+        place.require_usable()
+    line = "--artifacts: the place does not replace a file by one of its name"
+    assert str(refused.value) == line
+    assert isinstance(refused.value.__cause__, OSError) == says_so
+    assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_a_link_that_breaks_in_the_second_upload_is_no_fault_of_the_place(tmp_path: Path) -> None:
+    class Away(LocalFileSystem):
+        def mv(self, path1: str, path2: str, **_: Any) -> None:
+            if Path(path2).exists():
+                Path(path2).parent.rename(tmp_path / "away")
+                raise ConnectionResetError("the link broke")
+            Path(path1).rename(path2)
+
+        def cat_file(self, path: str, *_: Any, **__: Any) -> Any:
+            if not Path(path).exists():
+                raise ConnectionResetError("no route")
+            return Path(path).read_bytes()
+
+    files = Away(skip_instance_cache=True)
+    place = Remote(files, f"{tmp_path}/place", "the place", tmp_path / "copies")
+    with pytest.raises(StorageError, match=r"^artifacts the place: no route$"):
+        place.require_usable()
+
+
+def test_what_was_found_usable_is_waited_for_from_then_on(tmp_path: Path) -> None:
+    files = CutShort(skip_instance_cache=True)
+    place = Remote(files, f"{tmp_path}/place", "the place", tmp_path / "copies")
+    place.require_usable()
+    place.path("a").parent.mkdir(parents=True)
+    place.path("a").write_bytes(b"whole")
+    files.cuts = 2
+    place.keep("a")
+    assert place.read("a") == b"whole"
 
 
 def test_a_bucket_that_is_not_there(s3: Server, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -390,6 +391,32 @@ class TestAdoption:
         time.sleep(0.2)
         adopted = taken(slots)
         assert (adopted.trial_id, adopted.adopted) == (lease.trial_id, True)
+
+    def test_workers_lost_with_one_trial_are_counted_until_it_gets_further(
+        self, storage: Storage, study: optuna.Study
+    ) -> None:
+        """Each taker is a process of an earlier start of this machine: gone as it takes."""
+
+        def lost_after(epochs: int) -> int:
+            owner = dataclasses.replace(HERE, boot=f"start {next(starts)}")
+            slots = Slots(storage, study._study_id, owner)
+            lease = taken(slots)
+            if not lease.adopted:
+                slots.begin(lease, {}, {})
+            if epochs:
+                storage.set_trial_intermediate_value(lease.trial_id, epochs, 0.5)
+            return lease.lost
+
+        starts = itertools.count()
+        Slots(storage, study._study_id, this_process()).set_budget(1)
+        assert [lost_after(e) for e in (0, 0, 0)] == [0, 1, 2]
+        assert [lost_after(e) for e in (1, 0, 2, 2)] == [3, 1, 2, 1]
+        mine = Slots(storage, study._study_id, this_process())
+        lease = taken(mine)
+        assert lease.lost == 2
+        mine.release(lease)
+        # It was given back: nobody was lost with it.
+        assert taken(mine).lost == 0
 
     def test_the_holder_of_an_adopted_lease_can_write_nothing(
         self, storage: Storage, study: optuna.Study, theirs: Slots

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+import threading
+import time
+from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from visweep.errors import UsageError
+from visweep.config import DataConfig, TrainConfig, ViTConfig
+from visweep.errors import StorageError, UsageError
+from visweep.search import crew
+from visweep.search.study import open_study
+from visweep.storage.engine import Storage
 from visweep.storage.folder import Folder
 from visweep.storage.remote import Remote
-from visweep.storage.specification import ARTIFACTS, STUDY_ID
+from visweep.storage.specification import ARTIFACTS, STUDY_ID, Specification
 from visweep.storage.whereabouts import Artifacts, accepted_place, make_ready
 
 NIGHT = {STUDY_ID: "0123456789abcdef"}
@@ -33,6 +43,7 @@ def test_a_folder_is_stored_as_every_folder_of_this_machine_sees_it(
 
 def test_a_url_is_stored_as_it_is() -> None:
     assert accepted_place("s3://bucket/of mine/") == "s3://bucket/of mine"
+    assert accepted_place("s3://bucket//") == "s3://bucket"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +51,11 @@ def test_a_url_is_stored_as_it_is() -> None:
     [
         ("", "the place is empty; accepted: a folder, or a URL"),
         ("nope://x/y", "unknown scheme 'nope'; accepted: a folder, or a URL"),
+        ("s3://", "'s3://' names no place; accepted: a folder, or a URL"),
+        ("s3:///", "'s3:///' names no place; accepted: a folder, or a URL"),
+        ("://x", "'://x' names no place; accepted: a folder, or a URL"),
+        ("github://x/y", r"github:// cannot be used \(.*'org' and 'repo'\); accepted: a folder"),
+        ("ftp://host:port/x", r"ftp:// cannot be used \(.*'port'\); accepted: a folder, or a URL"),
         ("memory://x", "no other process would see memory://"),
         ("gs://bucket/x", r"gs:// is not supported yet \(.*gcsfs.*\); run: pip install gcsfs"),
         ("simplecache::s3://bucket/x", "chains file systems"),
@@ -68,6 +84,77 @@ def test_a_folder_is_made_when_all_else_is_good(tmp_path: Path) -> None:
     make_ready(str(tmp_path / "share"))
     make_ready(str(tmp_path / "share"))
     assert (tmp_path / "share").is_dir()
+
+
+class TestAServerThatIsConnectedToAtOnce:
+    """Whoever names it is told that it is away; a worker of a crew waits for it."""
+
+    @pytest.fixture
+    def port(self) -> int:
+        """Nobody listens there."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    def test_it_is_away(self, port: int) -> None:
+        line = f"artifacts ftp://127.0.0.1:{port}/x: .*Connection refused"
+        with pytest.raises(StorageError, match=line):
+            accepted_place(f"ftp://127.0.0.1:{port}/x/")
+        with pytest.raises(StorageError, match=line.replace("/x", "/x/night-01234567")):
+            Artifacts(SERVER, f"ftp://127.0.0.1:{port}/x").of("night", NIGHT)
+
+    def test_a_worker_of_a_crew_waits_for_it(self, port: int, storage: Storage) -> None:
+        """It never answered this process, but it did the one that began the crew."""
+        specification = Specification(
+            space={},
+            data=DataConfig(),
+            fingerprint="of nothing",
+            model=ViTConfig(patch_size=16, embed_dim=8, depth=1, num_heads=2),
+            train=TrainConfig(epochs=1, precision="float32"),
+            sampler="random",
+            pruner="none",
+            seed=0,
+        )
+        open_study(storage, "night", specification, 1)
+
+        class Joined(Exception):
+            pass
+
+        def make_trainer() -> Any:
+            raise Joined
+
+        job = crew.Job(
+            storage=storage.engine.url.render_as_string(hide_password=False),
+            study="night",
+            data_dir=None,
+            artifacts=f"ftp://127.0.0.1:{port}/x",
+            make_trainer=make_trainer,
+        )
+        back = threading.Timer(1.0, _greet, [port])
+        back.start()
+        before = signal.getsignal(signal.SIGUSR1)
+        begun = time.monotonic()
+        try:
+            with pytest.raises(Joined):
+                crew._work(job, crew._Teller(Pipe()[0]))
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+            back.join()
+        assert time.monotonic() - begun > 0.9
+
+
+def _greet(port: int) -> None:
+    """As a server of FTP does: it lets one client in."""
+    with socket.create_server(("127.0.0.1", port)) as server:
+        server.settimeout(30)
+        client, _ = server.accept()
+        with client, client.makefile("rwb") as lines:
+            lines.write(b"220 here\r\n")
+            lines.flush()
+            for _ in lines:
+                lines.write(b"230 you are in\r\n")
+                lines.flush()
+                break
 
 
 class TestWhereToLook:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from visweep import data, text
-from visweep.cli.options import artifacts_place, storage_arguments, storage_url
+from visweep.cli.options import artifacts_place, storage_arguments, storage_url, this_command
 from visweep.cli.search import Means, quietly_opened, work_on
 from visweep.data.dataset import Dataset
 from visweep.errors import DataError, UsageError
@@ -48,6 +48,7 @@ def resume(console: Console, study: str, local: Local) -> int:
     """
     url = storage_url(local.storage)
     with quietly_opened(url, must_exist=True) as storage:
+        device_name(local.device)
         place = artifacts_place(local.artifacts)
         load_study(storage, study)
         if place is not None:
@@ -55,7 +56,7 @@ def resume(console: Console, study: str, local: Local) -> int:
         opened, means = _prepared(storage, study, url, local)
         opened.study.set_user_attr(STOP, False)
         keep_artifacts_in(opened.study, means.artifacts)
-        return work_on(console, opened, means, _command("resume", study, url, means))
+        return work_on(console, opened, means, this_command())
 
 
 def work(console: Console, study: str | None, local: Local) -> int:
@@ -72,7 +73,11 @@ def work(console: Console, study: str | None, local: Local) -> int:
             raise UsageError(
                 f"--study: {chosen!r} was told to stop; go on with it: visweep resume {chosen}"
             )
-        return work_on(console, opened, means, _command("worker --study", chosen, url, means))
+        status = work_on(console, opened, means, this_command())
+        if opened.study.user_attrs.get(STOP):
+            where = shlex.join(["visweep", "resume", chosen, *storage_arguments(url)])
+            text.print_line(console, f"the study was stopped for all; go on with it: {where}")
+        return status
 
 
 def _prepared(storage: Storage, study: str, url: str, local: Local) -> tuple[OpenStudy, Means]:
@@ -109,9 +114,3 @@ def _only_unfinished(studies: list[StudyOverview]) -> str:
         found = text.listing(open_ones) if open_ones else "none"
         raise UsageError(f"--study: name the study to work on; unfinished here: {found}")
     return open_ones[0]
-
-
-def _command(verb: str, study: str, url: str, means: Means) -> str:
-    images = [] if means.data_dir is None else ["--data-dir", means.data_dir]
-    place = [] if means.artifacts is None else ["--artifacts", means.artifacts]
-    return shlex.join(["visweep", *verb.split(), study, *storage_arguments(url), *images, *place])

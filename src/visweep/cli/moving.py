@@ -133,7 +133,7 @@ def check(
         return 0
     if repair:
         typer.echo(f"still wrong: {wrong[0].what}; {wrong[0].remedy}")
-    elif any(finding.mend for finding in wrong):
+    elif any(finding.can_be_mended for finding in wrong):
         again = f"visweep check{'' if study is None else f' {study}'} --repair"
         typer.echo(f"found {text.plural(len(wrong), 'fault')}; repair with: {again}")
     return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -55,7 +56,8 @@ DataDir = Annotated[
         "--data-dir",
         metavar="DIR",
         rich_help_panel=DATA,
-        help="Where the images lie, such as ~/data. [default: a cache, filled by download]",
+        help="Where the images lie, such as ~/data. [default: a cache, filled by download; to "
+        "resume or help, where the study's last trial found them]",
     ),
 ]
 ImageSize = Annotated[
@@ -132,7 +134,7 @@ Workers = Annotated[
         metavar="W",
         rich_help_panel=TRAINING,
         help="Processes of this machine that train trials at the same time, such as 2; "
-        "auto takes one per core, or one on a GPU.",
+        "auto takes one per core, at most 8, or one on a GPU.",
     ),
 ]
 Timeout = Annotated[
@@ -189,6 +191,15 @@ def is_fresh(given: str | None) -> bool:
 def is_default(url: str) -> bool:
     """Whether a command that is given no storage would use this one."""
     return url == storage_url(None)
+
+
+def this_command() -> str:
+    """How this process was called, without passwords."""
+    called, arguments = Path(sys.argv[0]), [bare(argument) for argument in sys.argv[1:]]
+    before = [str(called)] if called.suffix != ".py" else ["python", str(called)]
+    if called.stem == "visweep":
+        before = ["visweep"]
+    return shlex.join([*before, *arguments])
 
 
 def storage_arguments(url: str) -> list[str]:

@@ -11,6 +11,7 @@ import optuna
 from rich.console import Console
 
 from visweep import text
+from visweep.cli.errors import StoppedAtOnce
 from visweep.cli.options import missing_folder, storage_arguments
 from visweep.cli.prepare import Prepared
 from visweep.data.dataset import Dataset
@@ -108,6 +109,11 @@ def work_on(console: Console, opened: OpenStudy, means: Means, command: str) -> 
     try:
         with Interrupt(means.timeout, heard=view.stopping).listening() as interrupt:
             _work(opened, means, view, interrupt)
+    except KeyboardInterrupt as e:
+        # Typer would turn it into a status without a word.
+        raise StoppedAtOnce(
+            f"stopped at once; the running epoch is lost, nothing else is; resume: {command}"
+        ) from e
     finally:
         view.close()
     print_summary(
@@ -159,7 +165,7 @@ def _workers(
         images=means.dataset,
         margin=opened.specification.train.translate,
         device=means.device,
-        threads=pinned_threads(opened, wanted),
+        threads=pinned_threads(opened, wanted, means.device),
     )
     count = min(wanted, opened.slots.unfinished())
     with ExitStack() as stack:

@@ -1,21 +1,18 @@
 """The command line of a sweep script: the options that all of them share, and what they do."""
 
 import multiprocessing
-import shlex
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from visweep.cli import options as opt
 from visweep.cli import sweep_options as own
-from visweep.cli.errors import StoppedAtOnce, call
+from visweep.cli.errors import call
 from visweep.config import DataConfig, TrainConfig
 from visweep.errors import UsageError, unknown_name
 from visweep.search.recipe import Recipe
-from visweep.storage.url import bare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +133,7 @@ def search(recipe: Recipe, asked: SweepOptions, dry_run: bool) -> int:
         return 0
     from visweep.cli.search import search_until_done
 
-    try:
-        return search_until_done(console, prepared, _this_command())
-    except KeyboardInterrupt as e:
-        # Typer would turn it into a status without a word.
-        raise StoppedAtOnce(
-            "stopped at once; the running epoch is lost, nothing else is; "
-            f"resume: {_this_command()}"
-        ) from e
+    return search_until_done(console, prepared, opt.this_command())
 
 
 def _check_names(recipe: Recipe, asked: SweepOptions) -> None:
@@ -160,9 +150,4 @@ def _check_names(recipe: Recipe, asked: SweepOptions) -> None:
         if name not in accepted:
             raise unknown_name(option, name, accepted)
     if asked.study is not None and not asked.study.strip():
-        raise UsageError("--study: the name is empty")
-
-
-def _this_command() -> str:
-    script = Path(sys.argv[0])
-    return f"python {shlex.join([str(script), *map(bare, sys.argv[1:])])}"
+        raise UsageError("--study: the name is empty; accepted: any other name")

@@ -45,7 +45,8 @@ Sampler = Annotated[
         "--sampler",
         metavar="NAME",
         rich_help_panel=SEARCH,
-        help="tpe, random, gp, cmaes or qmc, such as random.",
+        help="tpe, random, gp, cmaes or qmc, such as random. cmaes runs code that it finds in the "
+        "storage, so it takes local files only.",
     ),
 ]
 Pruner = Annotated[

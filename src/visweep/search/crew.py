@@ -261,7 +261,8 @@ def _work(job: Job, teller: _Teller) -> None:
     with Interrupt().listening() as interrupt:
         storage = open_storage(job.storage, must_exist=True)
         try:
-            opened = join_study(storage, job.study, job.data_dir, job.artifacts)
+            # The crew's own process has tried the place of the artifacts out.
+            opened = join_study(storage, job.study, job.data_dir, job.artifacts, answered=True)
             Worker(opened, job.make_trainer(), teller, interrupt).run()
         finally:
             storage.close()

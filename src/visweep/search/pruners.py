@@ -15,8 +15,7 @@ from optuna.pruners import (
 from optuna.trial import FrozenTrial
 
 from visweep.errors import unknown_name
-
-_RUNG = "completed_rung_"
+from visweep.storage.tables import RUNG
 
 
 class SeededHyperband(HyperbandPruner):
@@ -58,7 +57,7 @@ def rungs_from(
         return []
     keys = []
     for key in trial.system_attrs:
-        _, found, rung = key.rpartition(_RUNG)
+        _, found, rung = key.rpartition(RUNG)
         if found and rung.isdecimal():
             exponent = pruner._min_early_stopping_rate + int(rung)
             if pruner._min_resource * pruner._reduction_factor**exponent >= step:

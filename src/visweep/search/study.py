@@ -65,7 +65,8 @@ class OpenStudy:
 
     def make_room(self) -> None:
         """A slot that failed is replaced, and a trial that was enqueued meanwhile gets one."""
-        self.slots.set_budget(self.study.user_attrs[BUDGET])
+        first = self.specification.baseline()
+        self.slots.set_budget(self.study.user_attrs[BUDGET], first=first)
 
     def progress(self) -> Progress:
         """How far the study is, all workers counted."""
@@ -150,7 +151,12 @@ def keep_artifacts_in(study: optuna.Study, place: str | None) -> None:
 
 
 def join_study(
-    storage: Storage, name: str, data_dir: str | None = None, artifacts: str | None = None
+    storage: Storage,
+    name: str,
+    data_dir: str | None = None,
+    artifacts: str | None = None,
+    *,
+    answered: bool = False,
 ) -> OpenStudy:
     """A study as one more worker of it sees it: its budget and its specification stand.
 
@@ -159,6 +165,7 @@ def join_study(
         name: of the study.
         data_dir: folder of its images on this machine.
         artifacts: where this machine finds its artifacts; None for where the study says.
+        answered: whether they have answered this machine before, so that they are waited for.
 
     Raises:
         UsageError: there is no such study, or another tool made it.
@@ -171,7 +178,7 @@ def join_study(
         storage=storage,
         specification=replace(specification, data=specification.data.replace(data_dir=data_dir)),
         slots=Slots(storage, study._study_id, this_process()),
-        checkpoints=checkpoints_of(study, storage, artifacts),
+        checkpoints=checkpoints_of(study, storage, artifacts, answered=answered),
     )
 
 
@@ -229,7 +236,11 @@ def images_folder(study: optuna.Study) -> str | None:
 
 
 def checkpoints_of(
-    study: optuna.Study, storage: Storage, artifacts: str | None = None
+    study: optuna.Study,
+    storage: Storage,
+    artifacts: str | None = None,
+    *,
+    answered: bool = False,
 ) -> Checkpoints:
     """A study's checkpoints.
 
@@ -237,9 +248,11 @@ def checkpoints_of(
         study: the study.
         storage: where it lies.
         artifacts: where this machine finds its artifacts; None for where the study says.
+        answered: whether they have answered this machine before, so that they are waited for.
 
     Raises:
         UsageError: this machine cannot look there.
     """
     url = storage.engine.url.render_as_string(hide_password=False)
-    return Checkpoints(Artifacts(url, artifacts).of(study.study_name, study.user_attrs))
+    place = Artifacts(url, artifacts, answered).of(study.study_name, study.user_attrs)
+    return Checkpoints(place)

@@ -20,10 +20,13 @@ def default_workers(device: str) -> int:
     return min(_cores(), _MOST_WORKERS) if device == "cpu" else 1
 
 
-def pinned_threads(opened: OpenStudy, workers: int) -> int:
-    """Threads of each worker: as in the study's first session, in which they are chosen."""
+def pinned_threads(opened: OpenStudy, workers: int, device: str) -> int:
+    """Threads of each worker: on the CPU as in the study's first session, which chooses them."""
     chosen = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(chosen) if chosen.isdecimal() else max(1, _cores() // workers)
+    if device != "cpu":
+        # They round nothing there, and a CPU that joins must not inherit them.
+        return max(1, threads)
     opened.storage.set_study_attributes_once(opened.study_id, {THREADS: max(1, threads)})
     return int(opened.study.user_attrs[THREADS])
 

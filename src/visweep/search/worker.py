@@ -36,6 +36,8 @@ KEPT_CHECKPOINTS = 3
 """The best so many finished trials keep their weights."""
 SAME_FAILURES = 3
 """So many trials in a row that fail for the same cause stop the sweep."""
+MOST_LOST = 5
+"""A trial that so many workers in a row were lost with, at the same epoch, is not tried again."""
 _POLL_SECONDS = 1.0
 
 
@@ -61,6 +63,10 @@ class Trainer(ABC):
 
 class SweepFailed(VisweepError):
     """The sweep cannot go on: trials fail one after the other, or the study is gone."""
+
+
+class WorkersLost(VisweepError):
+    """One worker after the other was killed, or crashed, with the same trial."""
 
 
 class Worker:
@@ -178,6 +184,7 @@ class _TrialRun:
             trial = self.frozen()
             self.parameters = trial.params
             self.worker.watcher.began(self.view(), self.opened.progress())
+            self._require_survivors()
             result = self._fit(trial)
         except OSError:
             # Who has adopted the trial clears away what this worker was writing.
@@ -212,6 +219,14 @@ class _TrialRun:
                     f"{SAME_FAILURES} trials in a row failed for the same cause: {self.ended}"
                 )
             self.opened.make_room()
+
+    def _require_survivors(self) -> None:
+        """A trial that ends its process (for want of memory, say) would end them all."""
+        if self.lease.lost >= MOST_LOST:
+            raise WorkersLost(
+                f"{self.lease.lost} workers in a row were ended while they trained it, at the "
+                "same epoch; is there too little memory?"
+            )
 
     def _begin(self) -> None:
         check_point(fixed_parameters(self.frozen()), self.spec.space)

@@ -71,7 +71,7 @@ class Folder(Place):
             yield made
             if not any(made.iterdir()):
                 return
-            for path in made.rglob("*"):
+            for path in (made, *made.rglob("*")):
                 _sync(path)
             made.rename(self.folder)
         sync_folder(parent)

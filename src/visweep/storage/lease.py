@@ -35,12 +35,14 @@ class Lease:
         number: its number in the study.
         generation: how often the slot has been leased, this time included.
         adopted: the trial was begun under an earlier lease; its parameters stand.
+        lost: how many workers in a row were lost with it, without an epoch in between.
     """
 
     trial_id: int
     number: int
     generation: int
     adopted: bool
+    lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Slot:
     owner: Owner | None
     generation: int
     heartbeat: int
+    lost: int
+    reached: int
 
 
 def read_slots(
@@ -77,6 +81,8 @@ def read_slots(
             slots.c.owner,
             slots.c.generation,
             slots.c.heartbeat,
+            slots.c.lost,
+            slots.c.reached,
         )
         .join(slots, SAME_TRIAL)
         .where(trials.c.study_id == study_id, *which)
@@ -91,6 +97,8 @@ def read_slots(
             owner=None if row.owner is None else Owner.from_text(row.owner),
             generation=row.generation,
             heartbeat=row.heartbeat,
+            lost=row.lost,
+            reached=row.reached,
         )
         for row in rows
     ]

@@ -44,14 +44,17 @@ class Remote(Place):
         root: the folder there.
         where: the same, as it may be shown.
         copies: the folder of this machine in which files are worked on.
+        answered: whether the place has answered this machine before; see `Endurance`.
     """
 
-    def __init__(self, filesystem: Any, root: str, where: str, copies: Path) -> None:
+    def __init__(
+        self, filesystem: Any, root: str, where: str, copies: Path, answered: bool = False
+    ) -> None:
         self._files = filesystem
         self._root = root.rstrip("/")
         self._where = where
         self._copies = Folder(copies)
-        self._endurance = Endurance(where)
+        self._endurance = Endurance(where, answered)
         spoken = filesystem.protocol
         spoken = {spoken} if isinstance(spoken, str) else set(spoken)
         self._is_object_store = not _OBJECT_STORES.isdisjoint(spoken)
@@ -138,21 +141,47 @@ class Remote(Place):
         self._copies.discard()
 
     def require_usable(self) -> None:
-        name = f".probe-{secrets.token_hex(4)}"
         try:
-            with tempfile.TemporaryDirectory(prefix="visweep-") as scratch:
-                probe = Path(scratch) / "probe"
-                probe.write_bytes(b"visweep")
-                self._put(probe, self._at(name))
-            self._move(self._at(name), self._at(f"{name}-moved"))
-            answer = self._files.cat_file(self._at(f"{name}-moved"))
-            self._files.rm_file(self._at(f"{name}-moved"))
+            self._try_out(f".probe-{secrets.token_hex(4)}")
+        except UsageError:
+            raise
         except (FileNotFoundError, PermissionError, NotImplementedError, ValueError) as e:
             raise UsageError(f"--artifacts: {self._where} cannot be used ({reason(e)})") from e
         except Exception as e:
             raise StorageError(f"artifacts {self._where}: {reason(e)}") from e
-        if bytes(answer) != b"visweep":
-            raise UsageError(f"--artifacts: {self._where} does not give back what it was given")
+        self._endurance.has_answered()
+
+    def _try_out(self, name: str) -> None:
+        moved = f"{name}-moved"
+        with tempfile.TemporaryDirectory(prefix="visweep-") as scratch:
+            probe = Path(scratch) / "probe"
+            probe.write_bytes(b"first")
+            self._write(probe, name)
+            self._require_content(name, b"first", "does not give back what it was given")
+            self._require_replacing(probe, name)
+        self._move(self._at(name), self._at(moved))
+        self._require_content(moved, b"second", "does not give back what it was given")
+        self._files.rm_file(self._at(moved))
+
+    def _require_replacing(self, probe: Path, name: str) -> None:
+        """Some servers refuse to rename to a name that is taken, and some do nothing instead."""
+        probe.write_bytes(b"second")
+        refused: Exception | None = None
+        try:
+            self._write(probe, name)
+        except Exception as e:
+            refused = e  # whether the server is there at all, the next call tells
+        try:
+            self._require_content(name, b"second", "does not replace a file by one of its name")
+        except UsageError as e:
+            for left in (name, _growing(name)):
+                with suppress(FileNotFoundError):
+                    self._files.rm_file(self._at(left))
+            raise e from refused
+
+    def _require_content(self, name: str, content: bytes, fault: str) -> None:
+        if bytes(self._files.cat_file(self._at(name))) != content:
+            raise UsageError(f"--artifacts: {self._where} {fault}")
 
     def _delete_folders(self) -> None:
         """Delete what is left of folders that are empty."""
@@ -175,13 +204,15 @@ class Remote(Place):
 
     @_enduring
     def _upload(self, path: Path, name: str) -> None:
+        self._write(path, name)
+
+    def _write(self, path: Path, name: str) -> None:
+        """Upload a file; what had its name is replaced."""
         if self._is_object_store:
             self._put(path, self._at(name))
             return
-        parent, _, last = name.rpartition("/")
-        growing = f"{parent}/.{last}.growing" if parent else f".{last}.growing"
-        self._put(path, self._at(growing))
-        self._files.mv(self._at(growing), self._at(name))
+        self._put(path, self._at(_growing(name)))
+        self._files.mv(self._at(_growing(name)), self._at(name))
 
     @_enduring
     def _download(self, name: str, target: Path) -> None:
@@ -205,6 +236,12 @@ class Remote(Place):
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+
+def _growing(name: str) -> str:
+    """What a file is called until it is complete."""
+    parent, _, last = name.rpartition("/")
+    return f"{parent}/.{last}.growing" if parent else f".{last}.growing"
 
 
 def _parts(name: str) -> list[str]:

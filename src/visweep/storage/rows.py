@@ -98,7 +98,9 @@ class TrialRows:
 
     def released(self) -> TrialRows:
         """The same, leased by nobody: a lease does not hold in a copy."""
-        return self if self.slot is None else self.with_slot(owner=None, heartbeat=0, renewed=None)
+        if self.slot is None:
+            return self
+        return self.with_slot(owner=None, heartbeat=0, renewed=None, lost=0, reached=0)
 
     def numbered(self, number: int) -> TrialRows:
         """The same under another number."""

@@ -30,7 +30,7 @@ from visweep.storage.url import read_only
 
 VERSION = 3
 """What changed: 2 gave each trial that has begun a UUID, under which it is known everywhere; 3
-tells when a lease was renewed."""
+tells when a lease was renewed, and how many workers were lost with a trial."""
 
 _BEGINNINGS = uuid.UUID("6c5f0a55-2a2c-5d0c-9f5e-0f6f1f0f7b53")
 _LOCK = 0x766973
@@ -146,10 +146,10 @@ def _bring_up_to_date(connection: sa.Connection) -> None:
 def _add_columns(connection: sa.Connection) -> None:
     """From any older version, also where its number was lost."""
     there = {column["name"] for column in sa.inspect(connection).get_columns(slots.name)}
-    for column in (slots.c.uuid, slots.c.renewed):
+    for column in (slots.c.uuid, slots.c.renewed, slots.c.lost, slots.c.reached):
         if column.name not in there:
-            kind = column.type.compile(connection.dialect)
-            connection.exec_driver_sql(f"ALTER TABLE {slots.name} ADD COLUMN {column.name} {kind}")
+            described = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {slots.name} ADD COLUMN {described}")
     for index in slots.indexes:
         index.create(connection, checkfirst=True)
     if slots.c.uuid.name not in there:

@@ -38,10 +38,15 @@ from visweep.storage.lease import (
 from visweep.storage.owner import Owner
 from visweep.storage.replicates import find_alike, mark
 from visweep.storage.schema import new_uuid
-from visweep.storage.tables import params, reports, slots, studies, system_attributes, trials
-
-_RUNG = "completed_rung_"
-"""Begins the keys under which Optuna's successive halving keeps what it decided of a trial."""
+from visweep.storage.tables import (
+    RUNG,
+    params,
+    reports,
+    slots,
+    studies,
+    system_attributes,
+    trials,
+)
 
 
 class Slots:
@@ -205,7 +210,7 @@ class Slots:
             connection.execute(
                 sa.delete(system_attributes).where(
                     system_attributes.c.trial_id == lease.trial_id,
-                    system_attributes.c.key.startswith(_RUNG, autoescape=True),
+                    system_attributes.c.key.startswith(RUNG, autoescape=True),
                 )
             )
 
@@ -311,6 +316,10 @@ class Slots:
 
     def _lease(self, connection: sa.Connection, slot: Slot) -> Lease:
         generation = slot.generation + 1
+        # Another tool may have taken it: without a generation, its parameters are not ours.
+        adopted = slot.state == TrialState.RUNNING and slot.generation > 0
+        reached = self._reached(connection, slot) if adopted else 0
+        lost = _lost(slot, reached) if adopted else 0
         connection.execute(
             sa.update(slots)
             .where(slots.c.trial_id == slot.trial_id)
@@ -319,16 +328,27 @@ class Slots:
                 generation=generation,
                 heartbeat=0,
                 renewed=seconds_now(),
+                lost=lost,
+                reached=reached,
             )
         )
-        # Another tool may have taken it: without a generation, its parameters are not ours.
-        adopted = slot.state == TrialState.RUNNING and slot.generation > 0
-        return Lease(slot.trial_id, slot.number, generation, adopted)
+        return Lease(slot.trial_id, slot.number, generation, adopted, lost)
+
+    def _reached(self, connection: sa.Connection, slot: Slot) -> int:
+        query = sa.select(sa.func.max(reports.c.step)).where(reports.c.trial_id == slot.trial_id)
+        return connection.execute(query).scalar_one() or 0
 
     def _lock_study(self, connection: sa.Connection) -> None:
         """Let no other worker count or lease slots meanwhile; SQLite's write lock does already."""
         query = sa.select(studies.c.study_id).where(studies.c.study_id == self._study_id)
         connection.execute(query.with_for_update())
+
+
+def _lost(slot: Slot, reached: int) -> int:
+    """How many workers in a row were lost with a trial at this epoch, its last one included."""
+    if slot.owner is None:
+        return 0  # it was given back
+    return slot.lost + 1 if reached <= slot.reached else 1
 
 
 def _utc_now() -> datetime:

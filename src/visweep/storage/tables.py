@@ -35,9 +35,12 @@ slots = sa.Table(
     sa.Column("heartbeat", sa.Integer, nullable=False, server_default="0"),
     # Given when the trial begins, and kept wherever the study is moved; null while it waits.
     sa.Column("uuid", sa.String(32), nullable=True),
-    # When the lease was taken or renewed, in seconds since 1970 by the database's own clock; shown
-    # only, since no clocks are compared. Null where an older visweep did it.
+    # When the lease was taken or renewed, in seconds since 1970 by the database's own clock. Null
+    # where nobody holds it, or where an older visweep did it.
     sa.Column("renewed", sa.Double, nullable=True),
+    # How many workers in a row were lost with this trial, without an epoch more than `reached`.
+    sa.Column("lost", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("reached", sa.Integer, nullable=False, server_default="0"),
     sa.Index("ix_visweep_slots_study_id_uuid", "study_id", "uuid", unique=True),
 )
 
@@ -55,5 +58,7 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 """The states of a trial that has a result."""
 FIXED = "fixed_params"
 """Optuna's key for the parameters of an enqueued trial."""
+RUNG = "completed_rung_"
+"""Begins the keys under which Optuna's successive halving keeps what it decided of a trial."""
 FINITE = models.TrialValueModel.TrialValueType.FINITE
 """The type of a value that is a number."""

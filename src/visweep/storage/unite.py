@@ -146,7 +146,7 @@ def _better(one: TrialRows, other: TrialRows) -> _Kept:
 def essence(trial: TrialRows) -> str:
     """What a trial says, without its number and its lease; equal for equal trials alone."""
     row = {name: value for name, value in trial.row.items() if name != "number"}
-    leaseless = {"owner", "heartbeat", "renewed"}
+    leaseless = {"owner", "heartbeat", "renewed", "lost", "reached"}
     parts = {
         name: sorted(
             json.dumps(plain({k: v for k, v in row.items() if k not in leaseless}), sort_keys=True)

@@ -53,11 +53,12 @@ class Endurance:
 
     Args:
         where: the place, as it may be shown.
+        answered: whether it has answered this machine before.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, answered: bool = False) -> None:
         self._where = where
-        self._answered = False
+        self._answered = answered
         self._away_since: float | None = None
 
     def call(self, attempt: Callable[[], Result]) -> Result:
@@ -77,14 +78,21 @@ class Endurance:
         try:
             result: Result = retrying(attempt)
         except FileNotFoundError:
-            self._back()
+            self.has_answered()
             raise
         except VisweepError:
             raise
         except Exception as e:
             raise StorageError(f"artifacts {self._where}: {reason(e)}") from e
-        self._back()
+        self.has_answered()
         return result
+
+    def has_answered(self) -> None:
+        """The place is there: from now on it is waited for."""
+        self._answered = True
+        since, self._away_since = self._away_since, None
+        if since is not None:
+            _log.warning("the artifacts are back after %.0f s", time.monotonic() - since)
 
     def _tell(self, state: RetryCallState) -> None:
         error = None if state.outcome is None else state.outcome.exception()
@@ -92,9 +100,3 @@ class Endurance:
         if error is not None and late and self._away_since is None:
             self._away_since = time.monotonic() - (state.seconds_since_start or 0.0)
             _log.warning("waiting for the artifacts %s: %s", self._where, reason(error))
-
-    def _back(self) -> None:
-        self._answered = True
-        since, self._away_since = self._away_since, None
-        if since is not None:
-            _log.warning("the artifacts are back after %.0f s", time.monotonic() - since)

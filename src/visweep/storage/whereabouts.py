@@ -17,6 +17,7 @@ from visweep.storage.place import Place
 from visweep.storage.remote import Remote
 from visweep.storage.specification import ARTIFACTS
 from visweep.storage.url import parse, sqlite_path
+from visweep.storage.waiting import Endurance, reason
 
 _ACCEPTED = "accepted: a folder, or a URL of fsspec's such as s3://BUCKET/FOLDER"
 _OF_ONE_PROCESS = ("memory", "data", "zip", "tar", "reference", "generic")
@@ -31,10 +32,12 @@ class Artifacts:
         storage: URL of the storage.
         given: where they lie on this machine, as `accepted_place` returns it; None for where each
             study says.
+        answered: whether they have answered this machine before, so that they are waited for.
     """
 
     storage: str
     given: str | None = None
+    answered: bool = False
 
     def of(self, study: str, attributes: Mapping[str, Any]) -> Place:
         """The place of a study's artifacts.
@@ -45,13 +48,14 @@ class Artifacts:
 
         Raises:
             UsageError: this machine cannot look there.
+            StorageError: the place cannot be reached.
         """
         name = folder_name(study, attributes)
         place = self.given or attributes.get(ARTIFACTS)
         if place is None:
             return Folder(artifact_folder(self.storage) / name)
         if _is_remote(place):
-            return _open(place, name)
+            return _open(place, name, self.answered)
         if not Path(place).is_dir():
             if self.given is not None:
                 raise UsageError(f"--artifacts: there is no folder {place}")
@@ -72,6 +76,7 @@ def accepted_place(given: str | None) -> str | None:
 
     Raises:
         UsageError: it is none, holds a secret, or what it needs is not installed.
+        StorageError: it is a server that cannot be reached.
     """
     if given is None:
         return None
@@ -81,8 +86,13 @@ def accepted_place(given: str | None) -> str | None:
         raise UsageError(f"--artifacts: the place is empty; {_ACCEPTED}")
     if _is_remote(given):
         _refuse_secrets(given)
-        _filesystem(given)
-        return given.rstrip("/")
+        scheme, _, rest = given.partition("://")
+        rest = rest.rstrip("/")
+        if not scheme or not rest:
+            raise UsageError(f"--artifacts: {given!r} names no place; {_ACCEPTED}")
+        url = f"{scheme}://{rest}"
+        Endurance(url).call(lambda: _filesystem(url))
+        return url
     folder = Path(given).expanduser().absolute()
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--artifacts: {folder} is not a folder; {_ACCEPTED}")
@@ -122,31 +132,43 @@ def _refuse_secrets(url: str) -> None:
         )
 
 
-def _open(url: str, name: str) -> Place:
-    files = _filesystem(url)
+def _open(url: str, name: str, answered: bool = False) -> Place:
+    where = f"{url}/{name}" if name else url
+    # A driver may connect as soon as it is made, and the server be away just then.
+    files = Endurance(where, answered).call(lambda: _filesystem(url))
     root = files._strip_protocol(url).rstrip("/")
     place = hashlib.sha256(url.encode()).hexdigest()[:8]
     return Remote(
         files,
         f"{root}/{name}" if name else root,
-        f"{url}/{name}" if name else url,
+        where,
         cache_dir() / "artifacts" / f"{name or 'root'}-{place}",
+        answered,
     )
 
 
 def _filesystem(url: str) -> Any:
-    """What fsspec reads and writes a URL with."""
+    """What fsspec reads and writes a URL with.
+
+    Raises:
+        UsageError: no such URL can be used.
+        Exception: whatever its driver raises if it connects at once and cannot.
+    """
     from fsspec.core import url_to_fs
-    from fsspec.registry import known_implementations
+    from fsspec.registry import known_implementations, registry
 
     scheme = url.partition("://")[0]
     if scheme in _OF_ONE_PROCESS:
         raise UsageError(f"--artifacts: no other process would see {scheme}://; {_ACCEPTED}")
+    if scheme not in known_implementations and scheme not in registry:
+        raise UsageError(f"--artifacts: unknown scheme {scheme!r}; {_ACCEPTED}")
     try:
         return url_to_fs(url)[0]
     except ImportError as e:
         package = known_implementations.get(scheme, {}).get("class", "").partition(".")[0]
         install = f"; run: pip install {package}" if package not in ("", "fsspec") else ""
         raise UsageError(f"--artifacts: {scheme}:// is not supported yet ({e}){install}") from e
-    except ValueError as e:
-        raise UsageError(f"--artifacts: unknown scheme {scheme!r}; {_ACCEPTED}") from e
+    except (FileNotFoundError, TypeError, ValueError) as e:
+        raise UsageError(
+            f"--artifacts: {scheme}:// cannot be used ({reason(e)}); {_ACCEPTED}"
+        ) from e

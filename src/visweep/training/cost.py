@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 
@@ -78,12 +79,14 @@ def _measure(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Cost
     run = Run(model, train, data)
     order = torch.arange(train.batch_size, device=data.device).expand(len(train.seeds), -1)
     run.model.train()
-    for step in range(_WARM_STEPS):
-        run.step(step, order)
+    # A run may be shorter than what is timed.
+    steps = itertools.cycle(range(len(run.factors)))
+    for _ in range(_WARM_STEPS):
+        run.step(next(steps), order)
     _wait(data.device)
     started = time.perf_counter()
-    for step in range(_TIMED_STEPS):
-        run.step(_WARM_STEPS + step, order)
+    for _ in range(_TIMED_STEPS):
+        run.step(next(steps), order)
     _wait(data.device)
     per_step = (time.perf_counter() - started) / _TIMED_STEPS
     return Cost(

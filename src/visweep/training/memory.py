@@ -20,6 +20,7 @@ _SIGNS = (
     "bad_alloc",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
 )
 """What torch's plain RuntimeErrors say where an allocation failed."""
 
