@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from shared_child import describe, described
 from visweep.data.dataset import Dataset, Split
-from visweep.data.resident import ResidentData, to_device
-from visweep.data.shared import SharedData, shared
+from visweep.data.resident import to_device
+from visweep.data.shared import shared
 from visweep.errors import DataError
 
 CPU = torch.device("cpu")
-TENSORS = ("train", "val", "probe")
 
 
 def dataset(images: int = 12) -> Dataset:
@@ -29,27 +29,6 @@ def dataset(images: int = 12) -> Dataset:
         return Split(pixels, draw.integers(0, 2, count))
 
     return Dataset("spots", ("a", "b"), split(images), split(5), "print", may_flip=True)
-
-
-def described(data: ResidentData) -> dict[str, Any]:
-    tensors = {"mean": data.mean, "std": data.std}
-    for name in TENSORS:
-        part = getattr(data, name)
-        tensors |= {f"{name} images": part.bordered, f"{name} labels": part.labels}
-    return {
-        "margin": data.train.margin,
-        "meta": (data.dataset.name, data.dataset.classes, data.dataset.fingerprint),
-        "flip": data.dataset.may_flip,
-        **{name: tensor.tolist() for name, tensor in tensors.items()},
-    }
-
-
-def describe(images: SharedData, answers: Any) -> None:
-    data = images.to(CPU)
-    described_as = described(data)
-    # The images are one memory: whoever comes next sees this.
-    data.train.bordered[0, 0, 0, 0] += 1
-    answers.put(described_as)
 
 
 @pytest.mark.parametrize("margin", [0, 2])
