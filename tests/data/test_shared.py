@@ -56,11 +56,13 @@ def test_processes_see_the_same_memory() -> None:
     assert seen[0] == expected
 
 
-def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    memory = Path("/dev/shm")
-    before = set(memory.iterdir()) if memory.is_dir() else set()
-    with shared(dataset(), 0):
-        assert (set(memory.iterdir()) if memory.is_dir() else set()) == before
+def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visweep.data.shared._MEMORY", tmp_path)
+    with shared(dataset(), 0) as images:
+        # Not even while it is used, so that no kill can leave it.
+        assert list(tmp_path.iterdir()) == []
+        assert len(images.to(CPU).train) == 12
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_too_little_memory_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
