@@ -191,7 +191,7 @@ class TestPruners:
         assert not any(good)
 
     @pytest.mark.parametrize(("epochs", "rung"), [(3, 1), (8, 2), (20, 5)])
-    def test_halving_looks_after_a_quarter_and_spares_the_best_seventh(
+    def test_halving_looks_after_a_quarter_and_spares_the_best_eighth(
         self, epochs: int, rung: int
     ) -> None:
         study = optuna.create_study(direction="maximize", pruner=make_pruner("halving", 0, epochs))
@@ -209,7 +209,7 @@ class TestPruners:
         for trial in study.trials:
             earlier = [t.value for t in study.trials[: trial.number + 1]]
             better = sum(value > trial.value for value in earlier)
-            spared = better < max(1, len(earlier) // 7)
+            spared = better < max(1, len(earlier) // 8)
             assert (trial.state == TrialState.COMPLETE) == spared
 
     def test_none_stops_nothing(self, storage: Any) -> None:

@@ -66,13 +66,13 @@ def rungs_from(
 
 
 def _halving(_: int, epochs: int) -> BasePruner:
-    """After a quarter of the epochs the best seventh goes on; the best so far always does.
+    """After a quarter of the epochs the best eighth goes on; the best so far always does.
 
     Chosen in benchmarks/RESULTS.md. One epoch says little: models that end best are still warming
     up. Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943; asynchronous as in Li et
     al. 2020, https://arxiv.org/abs/1810.05934.
     """
-    return SuccessiveHalvingPruner(min_resource=max(1, epochs // 4), reduction_factor=7)
+    return SuccessiveHalvingPruner(min_resource=max(1, epochs // 4), reduction_factor=8)
 
 
 def _hyperband(seed: int, epochs: int) -> BasePruner:

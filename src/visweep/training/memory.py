@@ -46,7 +46,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _is_left(size: int) -> bool:
     """Whether this process may have so many bytes more."""
     try:
-        mmap.mmap(-1, size).close()
+        # Private memory: what is shared does not count for every limit.
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
     except OSError as e:
         if e.errno != errno.ENOMEM:
             raise
