@@ -195,6 +195,7 @@ def test_it_can_be_stopped_from_outside_and_resumed_by_name(
     require_whole(mine.trials(), 3)
 
 
+@pytest.mark.slow
 def test_a_worker_joins_from_another_command(search: Callable[..., Search], wait_for: Any) -> None:
     mine = search("--epochs", 40, "--pruner", "none")
     url = ("--storage", f"sqlite:///{mine.file}")

@@ -154,6 +154,7 @@ def test_connections_that_break_are_made_anew(
     run.assert_complete()
 
 
+@pytest.mark.slow
 def test_a_link_that_stalls_is_waited_for(
     postgres: Server, postgres_url: str, start: Callable[..., Run], proxy: Proxy
 ) -> None:

@@ -352,6 +352,7 @@ def numbered(study: StudyRows) -> list[str]:
     return [said(trial) for trial in study.trials]
 
 
+@pytest.mark.slow
 @settings(
     max_examples=15,
     deadline=None,
