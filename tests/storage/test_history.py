@@ -58,7 +58,7 @@ def _shown(trials: list[FrozenTrial]) -> list[dict[str, str]]:
     ]
 
 
-def _require_same(storage: Storage, *asked: Any) -> None:
+def assert_same(storage: Storage, *asked: Any) -> None:
     theirs = RDBStorage._get_trials(storage, *asked)
     for _ in range(2):  # what waits is remembered
         assert _shown(storage._get_trials(*asked)) == _shown(theirs)
@@ -68,12 +68,12 @@ def _require_same(storage: Storage, *asked: Any) -> None:
 def test_it_is_what_optuna_shows(storage: Storage, study_id: int) -> None:
     everything = storage._get_trials(study_id, None, set(), -1)
     assert len(everything) == 7
-    _require_same(storage, study_id, None, set(), -1)
+    assert_same(storage, study_id, None, set(), -1)
     ids = [trial._trial_id for trial in everything]
-    _require_same(storage, study_id, None, set(), ids[3])
-    _require_same(storage, study_id, None, {ids[0], ids[1], ids[4]}, ids[3])
-    _require_same(storage, study_id, (TrialState.COMPLETE, TrialState.WAITING), set(), -1)
-    _require_same(storage, study_id, None, set(), ids[-1])
+    assert_same(storage, study_id, None, set(), ids[3])
+    assert_same(storage, study_id, None, {ids[0], ids[1], ids[4]}, ids[3])
+    assert_same(storage, study_id, (TrialState.COMPLETE, TrialState.WAITING), set(), -1)
+    assert_same(storage, study_id, None, set(), ids[-1])
 
 
 def test_there_may_be_more_trials_than_a_query_can_list(
@@ -81,8 +81,8 @@ def test_there_may_be_more_trials_than_a_query_can_list(
 ) -> None:
     monkeypatch.setattr(history, "_MOST_IDS", 1)
     ids = [t._trial_id for t in RDBStorage._get_trials(storage, study_id, None, set(), -1)]
-    _require_same(storage, study_id, None, {ids[0], ids[1], ids[4]}, ids[3])
-    _require_same(storage, study_id, (TrialState.PRUNED, TrialState.RUNNING), set(), -1)
+    assert_same(storage, study_id, None, {ids[0], ids[1], ids[4]}, ids[3])
+    assert_same(storage, study_id, (TrialState.PRUNED, TrialState.RUNNING), set(), -1)
 
 
 @everywhere

@@ -38,17 +38,19 @@ def divided(model: ModelConfig, train: TrainConfig, data: ResidentData, size: in
 def test_a_transformers_batch_is_divided_anywhere(
     vit: ViTConfig, exact: TrainConfig, data: ResidentData, size: int
 ) -> None:
-    compare(vit, exact, data, size)
+    assert_the_same_is_trained(vit, exact, data, size)
 
 
 @pytest.mark.parametrize("size", [36, 64])
 def test_a_convnets_batch_is_divided_between_its_ghosts(
     convnet: ConvNetConfig, exact: TrainConfig, data: ResidentData, size: int
 ) -> None:
-    compare(convnet, exact, data, size)
+    assert_the_same_is_trained(convnet, exact, data, size)
 
 
-def compare(model: ModelConfig, train: TrainConfig, data: ResidentData, size: int) -> None:
+def assert_the_same_is_trained(
+    model: ModelConfig, train: TrainConfig, data: ResidentData, size: int
+) -> None:
     whole, parts = Run(model, train, data), divided(model, train, data, size)
     losses = [whole.epoch(epoch).train_loss for epoch in range(1, train.epochs + 1)]
     assert len(losses) * whole.steps_per_epoch == 20
