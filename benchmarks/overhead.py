@@ -3,6 +3,12 @@
     python benchmarks/overhead.py --trials 50 --workers 1
     python benchmarks/overhead.py --trials 50 --workers 2
 
+With a random sampler and without pruning, the same trials are trained to the same epochs however
+many workers there are, so that their wall times can be compared:
+
+    python benchmarks/overhead.py --workers 1 --sampler random --pruner none --epochs 2
+    python benchmarks/overhead.py --workers 2 --sampler random --pruner none --epochs 2
+
 Runs the sweep in a temporary folder, with the live view if there is a terminal. Training is what
 `fit` takes, its callback (which reports, prunes, draws and beats) apart. Each worker's share is
 taken from its first trial's beginning to its last one's end. Prints the share that is not
@@ -73,7 +79,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--sampler", default="tpe")
+    parser.add_argument("--pruner", default="halving")
+    parser.add_argument("--epochs", type=int, default=SEARCH.train.epochs)
     options = parser.parse_args()
+    train = SEARCH.train.replace(epochs=options.epochs)
     search.TrainerMaker = TimedMaker  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
         os.environ[_FOLDER] = folder
@@ -83,13 +93,13 @@ def main() -> None:
             storage=f"sqlite:///{folder}/studies.db",
             artifacts=None,
             data=DataConfig(),
-            train=SEARCH.train,
+            train=train,
             space="small",
             seeds=1,
             device="auto",
             workers=options.workers,
-            sampler="tpe",
-            pruner="halving",
+            sampler=options.sampler,
+            pruner=options.pruner,
             duplicates="replicate",
             timeout=None,
             seed=0,
@@ -105,7 +115,7 @@ def main() -> None:
     print(
         f"{len(spans)} workers: wall {wall:.1f} s; at work {working:.1f} s, training "
         f"{training:.1f} s: {100 * (1 - training / working):.2f} % outside the trainer; "
-        f"{epochs} of {options.trials * SEARCH.train.epochs} epochs; "
+        f"{epochs} of {options.trials * train.epochs} epochs; "
         f"best {study.best_value:.4f} (trial {study.best_trial.number})"
     )
 

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from visweep.storage import owner as owner_module
 from visweep.storage.owner import Owner, this_process
 
 OF_A_CHILD = """
@@ -74,3 +76,16 @@ def _renamed() -> Owner:
     with open("/proc/self/comm", "w") as file:  # noqa: PTH123
         file.write("a) R (b 1 2")
     return this_process()
+
+
+def test_machines_without_an_identity_of_their_own_are_told_apart_by_their_network_card(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(owner_module, "_MACHINE_ID", tmp_path / "none")
+    hosts = set()
+    for card in (1, 2):
+        monkeypatch.setattr(owner_module.uuid, "getnode", lambda card=card: card)
+        owner_module._host.cache_clear()
+        hosts.add(owner_module._host())
+    owner_module._host.cache_clear()
+    assert len(hosts) == 2

@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
+from postgres import everywhere
 from visweep.errors import UsageError
 from visweep.storage import check as check_module
 from visweep.storage import examine
@@ -126,6 +127,26 @@ def test_no_worker_comes_to_a_server_while_rows_are_mended(
     assert len(repair(postgres_url)) == 1
     assert len(refused) == 1
     one.begin()
+
+
+@everywhere
+def test_a_study_that_cannot_be_read_keeps_no_other_from_being_mended(
+    new_url: str, sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, lost = sweep(new_url), sweep(new_url, name="lost")
+    interrupted(one)
+    with one.storage.transaction() as connection:
+        connection.exec_driver_sql(
+            f"UPDATE study_user_attributes SET value_json = 'junk' "
+            f"WHERE study_id = {lost.study._study_id}"
+        )
+    one.close()
+    lost.close()
+    assert len(repair(new_url)) == 1
+    (left,) = check(new_url)
+    assert "study 'lost'" in left.what
+    assert not left.can_be_mended
 
 
 def test_checkpoints_that_cannot_be_reached_are_no_fault(tmp_path: Path, sweep: Any) -> None:

@@ -228,6 +228,22 @@ class TestErrors:
         assert not is_out_of_memory(RuntimeError("could not create a primitive"))
         assert not is_out_of_memory(ValueError("std::bad_alloc"))
 
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+            "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+            "Unable to find an engine to execute this computation",
+        ],
+    )
+    def test_what_a_library_of_the_gpu_says_is_judged_by_what_is_left_there(
+        self, said: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**20, 2**36))
+        assert is_out_of_memory(RuntimeError(said))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**33, 2**36))
+        assert not is_out_of_memory(RuntimeError(said))
+
     def test_attempt_holds_nothing(self) -> None:
         class Large:
             pass

@@ -31,8 +31,8 @@ from visweep.storage.holders import working
 from visweep.storage.owner import this_process
 from visweep.storage.pack import pack
 from visweep.storage.slots import Slots
-from visweep.storage.specification import BUDGET, SPECIFICATION
-from visweep.storage.tables import studies, study_attributes
+from visweep.storage.specification import BUDGET
+from visweep.storage.tables import studies
 from visweep.storage.url import check_sqlite_file, parse, read_only, sqlite_path
 from visweep.storage.whereabouts import Artifacts
 
@@ -91,39 +91,28 @@ def repair(url: str, name: str | None = None, artifacts: str | None = None) -> l
         return []
     path = sqlite_path(parse(url))
     storage = open_storage(url, must_exist=True)
+    readable = list(states)
     try:
         with storage.reading() as connection:
-            wanted = [name] if name is not None else _ours(connection)
-            _require_idle(connection, wanted)
-        backups = _packs(url, wanted, artifacts) if path is None else [copy_beside(path)]
+            _require_idle(connection, readable)
+        backups = _packs(url, readable, artifacts) if path is None else [copy_beside(path)]
         with storage.transaction() as connection:
             if path is not None:
                 connection.exec_driver_sql("REINDEX")
             # One may have begun while the backup was made.
-            _keep_workers_out(connection, wanted)
-            _require_idle(connection, wanted)
+            _keep_workers_out(connection, readable)
+            _require_idle(connection, readable)
             for finding in examine(read_snapshot(connection, name), states):
                 if finding.mend is not None:
                     finding.mend(connection)
         for finding in findings:
             if finding.put_aside is not None:
                 finding.put_aside()
-        for study in wanted:
+        for study in readable:
             _settle_budget(storage, study)
     finally:
         storage.close()
     return backups
-
-
-def _ours(connection: sa.Connection) -> list[str]:
-    """The studies that visweep made."""
-    query = (
-        sa.select(studies.c.study_name)
-        .join(study_attributes, study_attributes.c.study_id == studies.c.study_id)
-        .where(study_attributes.c.key == SPECIFICATION)
-        .order_by(studies.c.study_id)
-    )
-    return list(connection.execute(query).scalars())
 
 
 def _packs(url: str, names: Iterable[str], artifacts: str | None) -> list[Path]:

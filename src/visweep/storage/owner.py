@@ -6,9 +6,12 @@ import json
 import os
 import platform
 import sys
+import uuid
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+
+_MACHINE_ID = Path("/etc/machine-id")
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,12 @@ def this_process() -> Owner:
 
 @cache
 def _host() -> str:
-    machine, space = Path("/etc/machine-id"), Path("/proc/self/ns/pid")
-    identity = machine.read_text().strip()[:12] if machine.exists() else ""
+    space = Path("/proc/self/ns/pid")
+    if _MACHINE_ID.exists():
+        identity = _MACHINE_ID.read_text().strip()[:12]
+    else:
+        # Random where there is no network card: then nobody is known to be here.
+        identity = f"{uuid.getnode():012x}"
     return "/".join((platform.node(), identity, str(space.readlink()) if space.exists() else ""))
 
 

@@ -27,7 +27,16 @@ _SIGNS = (
 _DOUBTFUL = ("could not create a primitive", "could not execute a primitive")
 """What they say where oneDNN failed, which may have had other reasons."""
 
+_DOUBTFUL_ON_A_GPU = (
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "nable to find an engine",
+)
+"""What they say where a library of the GPU failed, for want of room for its own work or not."""
+
 _LITTLE = 2**26
+_LITTLE_ON_A_GPU = 2**28
 """Bytes: where not even these are left, memory is the reason."""
 
 
@@ -40,6 +49,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     said = str(error)
     if any(sign in said for sign in _SIGNS):
         return True
+    if any(sign in said for sign in _DOUBTFUL_ON_A_GPU):
+        free, _ = torch.cuda.mem_get_info()
+        return free < _LITTLE_ON_A_GPU
     return any(sign in said for sign in _DOUBTFUL) and not _is_left(_LITTLE)
 
 
