@@ -1,8 +1,9 @@
 """The stacked layers that both models are made of.
 
 Every parameter has a leading axis K: one entry per replica, so that K models of one architecture
-train in one pass of batched matrix products. A layer works in the number format of its input; its
-parameters stay in the wider format that the optimiser updates.
+train in one pass of batched matrix products. A layer works in the number format of its input,
+whichever its parameters are in: the wide one that the optimiser updates, or a copy in that of the
+input (see `visweep.training.optimizer.FlatParameters`).
 
     K  replicas     B  images of a batch     N  rows (images times tokens)     D  features
 """
@@ -10,7 +11,7 @@ parameters stay in the wider format that the optimiser updates.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -28,9 +29,11 @@ class Stacked(nn.Module):
 
     Attributes:
         decayed: the parameters that weight decay applies to, by name: the weight matrices.
+        wide: those that are used in the wide format of the optimiser whatever the input's is.
     """
 
     decayed: ClassVar[tuple[str, ...]] = ()
+    wide: ClassVar[tuple[str, ...]] = ()
 
     def init_replica(self, replica: int, generator: torch.Generator) -> None:
         """Draw the parameters of one replica from `generator`."""
@@ -48,12 +51,16 @@ def initialise(model: nn.Module, draws: Draws) -> None:
 
 def decayed_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that weight decay applies to, in the model's order."""
-    return [
-        getattr(module, name)
-        for module in model.modules()
-        if isinstance(module, Stacked)
-        for name in module.decayed
-    ]
+    return [getattr(module, name) for module in _stacked(model) for name in module.decayed]
+
+
+def wide_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are used in the optimiser's format, in the model's order."""
+    return [getattr(module, name) for module in _stacked(model) for name in module.wide]
+
+
+def _stacked(model: nn.Module) -> Iterator[Stacked]:
+    return (module for module in model.modules() if isinstance(module, Stacked))
 
 
 class Linear(Stacked):
@@ -192,6 +199,7 @@ class BatchNorm2d(Stacked):
     ghost in turn.
     """
 
+    wide = ("weight", "bias")
     running_mean: Tensor
     running_var: Tensor
 
@@ -262,4 +270,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, drop: Dropout, draws: Draws | Non
     if q.device.type != "cpu" and not drop.active:
         return F.scaled_dot_product_attention(q, k, v)
     scores = torch.matmul(q * (1.0 / math.sqrt(q.shape[-1])), k.transpose(-2, -1))
-    return torch.matmul(drop(scores.softmax(dim=-1), draws), v)
+    return torch.matmul(drop(softmax(scores), draws), v)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Softmax over the last axis.
+
+    The CPU's kernel for bfloat16 falls back on single numbers where a row does not fill a vector
+    of them, and is then five times slower than in float32, the conversions included; rows of a few
+    are slow in either.
+    """
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and 8 <= x.shape[-1] < 32:
+        return x.softmax(dim=-1, dtype=torch.float32).to(x.dtype)
+    return x.softmax(dim=-1)

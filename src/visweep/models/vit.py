@@ -28,7 +28,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
         K, B, T, D = x.shape
         qkv = self.qkv(x.flatten(1, 2)).view(K, B, T, 3, self.num_heads, D // self.num_heads)
-        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind()
+        # One copy here; products of views would copy each of them, in every product.
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).contiguous().unbind()
         mixed = attention(q, k, v, self.attn_drop, draws)  # (K, B, H, T, D/H)
         mixed = mixed.transpose(2, 3).reshape(K, B * T, D)
         out: Tensor = self.proj_drop(self.proj(mixed).view(K, B, T, D), draws)

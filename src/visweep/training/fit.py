@@ -36,6 +36,9 @@ from visweep.training.optimizer import AdamW, FlatParameters, schedule
 from visweep.training.resolve import require_batch
 from visweep.training.results import EpochResult, FitResult, OnEpoch
 
+VERSION = 2
+"""Of the draws, and of how parameters are laid out: a run of another one does not go on here."""
+
 
 def fit(
     model_config: ModelConfig,
@@ -136,6 +139,7 @@ class Run:
         self.micro = MicroBatches(model, train.batch_size, data.device)
         self.dtype = compute_dtype(train, data.device)
         self.identity = {
+            "trainer": VERSION,
             "model": to_json(model),
             "train": {
                 **to_json(train),
@@ -148,7 +152,7 @@ class Run:
         initialise(self.model, Draws(train.seeds, torch.device("cpu"), ("init",)))
         master = master_dtype(self.dtype)
         self.model.to(device=data.device, dtype=master)
-        self.flat = FlatParameters(self.model, master, data.device)
+        self.flat = FlatParameters(self.model, master, data.device, self.dtype)
         self.optimizer = AdamW(
             self.flat, [train.lr] * self.replicas, [train.weight_decay] * self.replicas
         )
@@ -197,6 +201,7 @@ class Run:
                 buffer.copy_(before)
         self.flat.clip(self.config.clip_norm)
         self.optimizer.step(self.factors[step])
+        self.flat.refresh()
         return losses
 
     def _try(self, step: int, indices: Tensor) -> Tensor | None:
@@ -251,6 +256,7 @@ class Run:
             self.flat.values.copy_(tensors["values"])
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(tensors["buffers"][name])
+        self.flat.refresh()
         self.optimizer.load_state(tensors["optimizer"])
         # It is no other sum of gradients, but rounded otherwise.
         self.micro.shrink_to(tensors.get("micro_batch", self.micro.size))
@@ -262,6 +268,7 @@ class Run:
         else:
             ended = "completed" if len(history) == self.config.epochs else "stopped"
         train_accuracy = self._evaluate(probe=True).accuracy
+        self.flat.widen()
         return FitResult(
             history=tuple(history),
             ended=ended,

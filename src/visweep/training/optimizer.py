@@ -17,54 +17,87 @@ import torch
 from torch import Tensor, nn
 
 from visweep.config import TrainConfig
-from visweep.models.layers import decayed_parameters
+from visweep.models.layers import decayed_parameters, wide_parameters
 
 
 class FlatParameters:
     """All parameters of a stacked model and their gradients, as two (K, P) buffers.
 
-    Building one moves the model's parameters into `values`; afterwards each is a view of it.
+    Building one moves the model's parameters into `values`; afterwards each is a view of it. Where
+    the forward pass works in a narrower format, most are views of a narrow copy instead: that is
+    one conversion a step in place of one for every parameter and one for every gradient.
+
+    Args:
+        model: the model, with its parameters drawn.
+        dtype: of `values` and `grads`.
+        device: where they are to be.
+        narrow: the format of the forward pass; None for `dtype`.
 
     Attributes:
-        values: (K, P), the parameters.
+        values: (K, P), the parameters; whoever changes them says so by `refresh`.
         grads: (K, P), their gradients, as `backward` left them.
         decayed: the first so many columns are weight matrices, which decay; norms, biases,
             tokens and positions do not.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-        matrices = decayed_parameters(model)
-        decaying = {id(p) for p in matrices}
-        others = [p for p in model.parameters() if id(p) not in decaying]
-        self._parameters = [*matrices, *others]
-        replicas = self._parameters[0].shape[0]
-        self.decayed = sum(p[0].numel() for p in matrices)
-        total = sum(p[0].numel() for p in self._parameters)
-        self.values = torch.empty(replicas, total, dtype=dtype, device=device)
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype,
+        device: torch.device,
+        narrow: torch.dtype | None = None,
+    ) -> None:
+        matrices, wide = decayed_parameters(model), wide_parameters(model)
+        apart = {id(p) for p in (*matrices, *wide)}
+        others = [p for p in model.parameters() if id(p) not in apart]
+        self._parameters = [*matrices, *others, *wide]
+        self.decayed = _columns(matrices)
+        flattened = [p.detach().to(device, dtype).flatten(1) for p in self._parameters]
+        self.values = torch.cat(flattened, dim=1)
         self.grads = torch.zeros_like(self.values)
-        self._columns = [p[0].numel() for p in self._parameters]
-        start = 0
-        for parameter in self._parameters:
-            end = start + parameter[0].numel()
-            view = self.values[:, start:end].view(parameter.shape)
-            view.copy_(parameter.detach())
-            parameter.data = view
-            start = end
+        copies = narrow is not None and narrow != dtype
+        self._narrow = [*matrices, *others] if copies else []
+        self._wide = self._parameters[len(self._narrow) :]
+        self._copy = self.values[:, : _columns(self._narrow)].to(narrow or dtype)
+        _point(self._narrow, self._copy)
+        _point(self._wide, self.values[:, self._copy.shape[1] :])
+
+    def refresh(self) -> None:
+        """Let the model see what `values` are by now."""
+        self._copy.copy_(self.values[:, : self._copy.shape[1]])
+
+    def widen(self) -> None:
+        """Make every parameter of the model a view of `values`; it is not trained any more."""
+        _point(self._parameters, self.values)
 
     def backward(self, loss: Tensor, *, add: bool = False) -> None:
         """Put the gradient of `loss` into `grads`, in place of what was there, or add it."""
         grads = torch.autograd.grad(loss, self._parameters)
-        if add:
-            columns = torch.split(self.grads, self._columns, dim=1)
-            for column, grad in zip(columns, grads, strict=True):
-                column.add_(grad.flatten(1))
-        else:
-            torch.cat([grad.flatten(1) for grad in grads], dim=1, out=self.grads)
+        count, split = len(self._narrow), self._copy.shape[1]
+        for some, columns in (
+            (grads[:count], self.grads[:, :split]),
+            (grads[count:], self.grads[:, split:]),
+        ):
+            if some:
+                joined = torch.cat([grad.flatten(1) for grad in some], dim=1)
+                columns.add_(joined) if add else columns.copy_(joined)
 
     def clip(self, max_norm: float) -> None:
         """Scale each replica's gradient down to `max_norm` where its norm is larger."""
         norms = torch.linalg.vector_norm(self.grads, dim=1, keepdim=True)
         self.grads.mul_((max_norm / (norms + 1e-6)).clamp_(max=1.0))
+
+
+def _columns(parameters: Sequence[Tensor]) -> int:
+    """How many numbers one replica has in them."""
+    return sum(p[0].numel() for p in parameters)
+
+
+def _point(parameters: Sequence[nn.Parameter], buffer: Tensor) -> None:
+    """Make parameters views of successive columns of a (K, …) buffer."""
+    sizes = [p[0].numel() for p in parameters]
+    for parameter, columns in zip(parameters, buffer.split(sizes, dim=1), strict=True):
+        parameter.data = columns.view(parameter.shape)
 
 
 class AdamW:
