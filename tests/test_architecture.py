@@ -142,6 +142,8 @@ def test_who_only_watches_workers_does_not_import_torch(
         (["visweep.search.study", "visweep.search.live", "visweep.search.summary"], ["torch"]),
         (["visweep.cli.app", "visweep.cli.sweep", "visweep.cli.studies"], ["torch"]),
         (["visweep.cli.prepare", "visweep.cli.search", "visweep.cli.join"], ["torch"]),
+        (["visweep.search.bounds", "visweep.search.expectation"], ["torch"]),
+        (["visweep.training.counts", "visweep.training.estimate"], ["torch", "numpy"]),
         (["visweep.training.fit", "visweep.models", "visweep.data"], ["optuna", "sqlalchemy"]),
     ],
 )

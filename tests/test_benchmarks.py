@@ -102,6 +102,20 @@ def test_report_latency(launcher: Any, backend: str) -> None:
 
 
 @pytest.mark.slow
+def test_estimates(launcher: Any) -> None:
+    """That they are told; how far they are off is for a machine that does nothing else."""
+    process = launcher.run(BENCHMARKS / "estimates.py", "--points", 1)
+    assert (process.status, process.stderr) == (0, "")
+    rows = _table(process.stdout)
+    assert [row["configuration"].split()[0] for row in rows] == ["vit", "convnet"]
+    for row in rows:
+        assert float(row["s per epoch, estimated"]) > 0
+        assert row["memory, estimated"].endswith("MiB")
+    for what in ("seconds per epoch", "memory"):
+        assert f"{what}: median error" in process.stdout
+
+
+@pytest.mark.slow
 def test_large_study(launcher: Any) -> None:
     rows = _run(launcher, "large_study", "--trials", 20, "--repetitions", 1)
     assert len(rows) == 8

@@ -70,7 +70,7 @@ SWEEP_OPTIONS = {
     "--trials", "--study", "--storage", "--artifacts", "--dataset", "--data-dir", "--image-size",
     "--train-size", "--epochs", "--batch-size", "--lr", "--weight-decay", "--space", "--seeds",
     "--device", "--workers", "--sampler", "--pruner", "--duplicates", "--timeout", "--seed",
-    "--dry-run",
+    "--max-params", "--max-flops", "--max-epoch-seconds", "--dry-run",
 }  # fmt: skip
 
 

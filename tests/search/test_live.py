@@ -7,11 +7,16 @@ import re
 from typing import Any
 
 import pytest
+from optuna.distributions import IntDistribution
 from rich.console import Console
 
+from visweep.config import DataConfig, TrainConfig, ViTConfig
 from visweep.search import live
+from visweep.search.expectation import Expectation
 from visweep.search.live import LiveView, Pace, PlainView, view_for
 from visweep.search.watch import Progress, TrialView, Watcher
+from visweep.storage.specification import Specification
+from visweep.training.estimate import Calibration, Images
 
 PARAMETERS = {
     "drop": 0.123456789,
@@ -224,6 +229,72 @@ def test_the_time_left_is_predicted_from_what_was_watched() -> None:
     assert left is not None
     assert 28 * 0.05 <= left < 28 * 5
     assert pace.seconds_left(progress(complete=60, pruned=0)) == 0
+
+
+class TestBeforeATrialHasEnded:
+    """Nothing was pruned yet, so all that can be told is how long it takes at most."""
+
+    def test_the_epochs_so_far_tell(self) -> None:
+        pace = Pace()
+        pace.goes_on(trial(0, curve=()))
+        assert pace.seconds_at_most(progress(0, 0)) is None
+        # 2 s an epoch: 6 are to come of this trial, 8 of each of 49.
+        pace.goes_on(trial(0, curve=(0.5, 0.5), seconds=4.0))
+        assert pace.seconds_at_most(progress(0, 0)) == 12 + 49 * 16
+        # Two at once, of which one has only begun.
+        pace.goes_on(trial(1, curve=()))
+        assert pace.seconds_at_most(progress(0, 0)) == (12 + 16 + 48 * 16) / 2
+        pace.is_over(1)
+        assert pace.seconds_at_most(progress(0, 0)) == 12 + 49 * 16
+
+    def test_what_is_expected_tells_from_the_start(self, expected: Expectation) -> None:
+        pace = Pace(expected)
+        pace.goes_on(trial(0, parameters={"depth": 1}, curve=()))
+        # An epoch takes 1 s a block; there are 1 to 3.
+        assert pace.seconds_at_most(progress(0, 0)) == 8 + 49 * 16
+        # It takes twice as long as was expected, so all will.
+        pace.goes_on(trial(0, parameters={"depth": 1}, curve=(0.5,), seconds=2.0))
+        assert pace.seconds_at_most(progress(0, 0)) == 14 + 49 * 32
+
+    def test_the_views_say_so(self, expected: Expectation, width: int) -> None:
+        view = LiveView(Console(file=io.StringIO(), force_terminal=True), expected)
+        view.opened("study", progress(0, 0, 0))
+        view.began(trial(0, parameters={"depth": 1}, curve=()), progress(0, 0))
+        view.close()
+        assert "up to 13 min left" in _words(screen(view, width))
+        view.ended(trial(0, parameters={"depth": 1}), progress(1, 0, 0))
+        assert "up to" not in _words(screen(view, width))
+
+    def test_a_log_says_so(self, expected: Expectation, monkeypatch: pytest.MonkeyPatch) -> None:
+        file = io.StringIO()
+        view = PlainView(Console(file=file, width=80), expected)
+        monkeypatch.setattr(live, "_QUIET_SECONDS", 0.0)
+        view.began(trial(0, parameters={"depth": 1}, curve=()), progress(0, 0))
+        view.advanced(trial(0, parameters={"depth": 1}, curve=(0.5,), seconds=1.0))
+        assert file.getvalue().endswith("epoch 1 of 8, 50.0 % | up to 13 min left\n")
+        view.ended(trial(0, parameters={"depth": 1}), progress(1, 0, 0))
+        view.advanced(trial(1, parameters={"depth": 1}, curve=(0.5,), seconds=1.0))
+        assert file.getvalue().endswith("epoch 1 of 8, 50.0 %\n")
+
+
+@pytest.fixture
+def expected() -> Expectation:
+    """A second for each block and epoch, of one, two or three blocks."""
+    specification = Specification(
+        space={"depth": IntDistribution(1, 3)},
+        data=DataConfig(),
+        fingerprint="of nothing",
+        model=ViTConfig(),
+        train=TrainConfig(epochs=8, precision="float32"),
+        sampler="random",
+        pruner="none",
+        seed=0,
+    )
+    step = {"blocks": 1.0}
+    calibration = Calibration(
+        device="cpu", precision="float32", step=step, evaluation={}, memory={}
+    )
+    return Expectation(specification, Images(train=64, val=10), calibration)
 
 
 def test_a_watcher_need_not_care_for_everything(capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from optuna.distributions import (
 import visweep
 from visweep.config import ConvNetConfig, DataConfig, TrainConfig, ViTConfig
 from visweep.errors import SpecificationMismatch
+from visweep.storage.limits import NO_LIMITS, Limits
 from visweep.storage.specification import Specification, provenance, require_same
 
 DATA = DataConfig(name="cluttered-digits", train_size=300)
@@ -98,6 +99,9 @@ CHANGES: dict[str, tuple[dict[str, Any], str, str]] = {
     "pruner.name": ({"pruner": "none"}, "'hyperband'", "'none'"),
     "seed": ({"seed": 7}, "0", "7"),
     "duplicates": ({"duplicates": "skip"}, "'replicate'", "'skip'"),
+    "--max-params": ({"limits": Limits(max_params=10**6)}, "None", "1000000"),
+    "--max-flops": ({"limits": Limits(max_flops=10**7)}, "None", "10000000"),
+    "--max-epoch-seconds": ({"limits": Limits(max_epoch_seconds=2.5)}, "None", "2.5"),
     "space.depth": (
         {"space": {**SPECIFICATION.space, "depth": IntDistribution(2, 8)}},
         '"high": 6',
@@ -152,6 +156,24 @@ def test_a_study_from_before_there_were_duplicates_goes_on() -> None:
     require_same("study", older, SPECIFICATION)
     with pytest.raises(SpecificationMismatch, match="duplicates was 'replicate', now 'run'"):
         require_same("study", older, dataclasses.replace(SPECIFICATION, duplicates="run"))
+
+
+def test_a_study_from_before_there_were_limits_has_none() -> None:
+    assert "limits" not in stored(SPECIFICATION), "older versions read it, too"
+    assert Specification.from_identity(stored(SPECIFICATION)).limits == NO_LIMITS
+
+
+def test_limits_survive_the_database_with_who_judges_them() -> None:
+    judge = {"calibration": {"step": {"passes": 1e-3}}, "train_images": 300}
+    limits = Limits(max_params=10**6, max_epoch_seconds=2.5, judge=judge)
+    limited = dataclasses.replace(SPECIFICATION, limits=limits)
+    again = Specification.from_stored(json.loads(json.dumps(limited.stored())))
+    assert again == limited
+    assert again.limits.judge == judge
+    # Who judges is no part of what the study is.
+    elsewhere = dataclasses.replace(limited, limits=limits.with_judge(None))
+    require_same("study", stored(limited), elsewhere)
+    assert "--max-epoch-seconds was 2.5, now None (and 1 more)" in refused(limited, SPECIFICATION)
 
 
 def test_another_kind_of_model_is_another_study() -> None:

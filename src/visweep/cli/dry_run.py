@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from optuna.distributions import (
@@ -16,12 +16,17 @@ from rich.table import Table
 
 from visweep import text
 from visweep.cli.prepare import Prepared
-from visweep.config import with_parameters
+from visweep.config import ModelConfig, TrainConfig, with_parameters
 from visweep.data.dataset import Dataset
-from visweep.data.resident import to_device
+from visweep.data.resident import ResidentData, to_device
+from visweep.errors import OutOfMemory
+from visweep.search.probing import calibration
 from visweep.search.spaces import corners
+from visweep.search.threads import usual_threads
 from visweep.storage.specification import Specification
-from visweep.training.cost import measure, multiply_adds
+from visweep.training.cost import measure
+from visweep.training.counts import multiply_adds, num_params
+from visweep.training.estimate import Images, estimate
 
 _UNTOLD = ("kind", "fingerprint")
 
@@ -43,34 +48,64 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
             with_parameters(specification.model, specification.train, p)[0]
         ),
     )
+    configs = [with_parameters(specification.model, specification.train, p) for p in points]
     # What is only slow the first time is no part of any trial's cost.
-    measure(*with_parameters(specification.model, specification.train, points[0]), data)
+    _seconds(*configs[0], data)
     table = Table(title=f"cost of one trial on {prepared.device}", title_justify="left")
-    for heading in ("model", "params", "multiply-adds", "per epoch", "unpruned trial"):
+    memory = _memory(prepared)
+    for heading in ("model", "params", "multiply-adds", "memory", "per epoch", "unpruned trial"):
         table.add_column(heading, justify="right" if heading != "model" else "left")
-    seconds: dict[str, float] = {}
-    for size, point in zip(
-        ("smallest", "middle", "largest"),
-        (points[0], points[len(points) // 2], points[-1]),
-        strict=True,
-    ):
-        model, train = with_parameters(specification.model, specification.train, point)
-        cost = measure(model, train, data)
-        seconds[size] = cost.seconds_per_epoch * train.epochs
+    middle, total = len(points) // 2, None
+    for size, index in (("smallest", 0), ("middle", middle), ("largest", -1)):
+        model, train = configs[index]
+        seconds = _seconds(model, train, data)
+        if index == middle and seconds is not None:
+            total = asked.trials * seconds * train.epochs
         table.add_row(
-            f"{size}: {text.parameters(point)}",
-            text.count(cost.num_params),
-            text.count(cost.multiply_adds),
-            text.duration(cost.seconds_per_epoch),
-            text.duration(seconds[size]),
+            f"{size}: {text.parameters(points[index])}",
+            text.count(num_params(model)),
+            text.count(multiply_adds(model)),
+            memory(model, train),
+            *_durations(seconds, train.epochs),
         )
     console.print(table)
+    if total is not None:
+        text.print_line(
+            console,
+            f"{text.plural(asked.trials, 'trial')} like the middle one, none of them pruned: "
+            f"{text.duration(total)} of one process's time.",
+        )
     text.print_line(
         console,
-        f"{text.plural(asked.trials, 'trial')} like the middle one, none of them pruned: "
-        f"{text.duration(asked.trials * seconds['middle'])} of one process's time.",
+        "Times were measured on a few steps of models that were thrown away. Memory is estimated "
+        "from smaller ones; torch itself and the images come on top of it.",
     )
-    text.print_line(console, "Times were measured on a few steps of models that were thrown away.")
+
+
+def _memory(prepared: Prepared) -> Callable[[ModelConfig, TrainConfig], str]:
+    """Tells what a trial will take at most, by this machine's calibration."""
+    specification, device = prepared.specification, prepared.device
+    try:
+        found = calibration(specification, device, usual_threads(prepared.asked.workers, device))
+    except OutOfMemory:
+        return lambda *_: "—"
+    images = Images(len(prepared.dataset.train), len(prepared.dataset.val))
+    return lambda model, train: text.memory(estimate(model, train, images, found).peak_memory)
+
+
+def _seconds(model: ModelConfig, train: TrainConfig, data: ResidentData) -> float | None:
+    """Of one epoch; None where it does not fit in memory, for which a search would prune it."""
+    try:
+        return measure(model, train, data).seconds_per_epoch
+    except OutOfMemory:
+        return None
+
+
+def _durations(seconds: float | None, epochs: int) -> tuple[str, str]:
+    """Of one epoch, and of all."""
+    if seconds is None:
+        return "—", "does not fit in memory"
+    return text.duration(seconds), text.duration(seconds * epochs)
 
 
 def _lines(specification: Specification) -> Iterator[str]:

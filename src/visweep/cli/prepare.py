@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from visweep import data
+from visweep.cli.limits import with_limits
 from visweep.cli.options import missing_folder
 from visweep.cli.sweep import SweepOptions
 from visweep.data.dataset import Dataset
@@ -64,19 +65,29 @@ def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
         **dataset.train_fields,
     )
     check_space(space, model, train)
+    name = asked.study or f"{recipe.name}-{asked.data.name}-{asked.space}"
+    specification = Specification(
+        space=space,
+        data=asked.data,
+        fingerprint=dataset.fingerprint,
+        model=model,
+        train=train,
+        sampler=asked.sampler,
+        pruner=asked.pruner,
+        seed=asked.seed,
+        duplicates=asked.duplicates,
+        limits=asked.limits,
+    )
     return Prepared(
         asked=asked,
-        name=asked.study or f"{recipe.name}-{asked.data.name}-{asked.space}",
-        specification=Specification(
-            space=space,
-            data=asked.data,
-            fingerprint=dataset.fingerprint,
-            model=model,
-            train=train,
-            sampler=asked.sampler,
-            pruner=asked.pruner,
-            seed=asked.seed,
-            duplicates=asked.duplicates,
+        name=name,
+        specification=with_limits(
+            specification,
+            dataset,
+            storage=asked.storage,
+            study=name,
+            device=device,
+            workers=asked.workers,
         ),
         dataset=dataset,
         device=device,

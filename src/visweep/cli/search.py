@@ -18,16 +18,18 @@ from visweep.data.dataset import Dataset
 from visweep.data.shared import SharedData, shared
 from visweep.errors import DataError
 from visweep.search.crew import Crew, Job
+from visweep.search.expectation import Expectation, expectation
 from visweep.search.interrupt import Interrupt
 from visweep.search.live import view_for
 from visweep.search.making import TrainerMaker
 from visweep.search.study import OpenStudy, open_study
 from visweep.search.summary import print_summary
-from visweep.search.threads import default_workers, pinned_threads
+from visweep.search.threads import THREADS, default_workers, pinned_threads, usual_threads
 from visweep.search.watch import Watcher
 from visweep.search.worker import Worker
 from visweep.storage.engine import Storage, open_storage, storage_errors
 from visweep.storage.whereabouts import Artifacts, make_ready
+from visweep.training.estimate import Images
 
 _STATUS = {"interrupted": 130, "terminated": 143}
 
@@ -105,7 +107,7 @@ def quietly_opened(url: str, *, must_exist: bool = False) -> Iterator[Storage]:
 
 def work_on(console: Console, opened: OpenStudy, means: Means, command: str) -> int:
     """Work on a study until it is finished or this command is stopped; returns the exit status."""
-    view = view_for(console)
+    view = view_for(console, _expected(opened, means))
     try:
         with Interrupt(means.timeout, heard=view.stopping).listening() as interrupt:
             _work(opened, means, view, interrupt)
@@ -127,6 +129,14 @@ def work_on(console: Console, opened: OpenStudy, means: Means, command: str) -> 
     if interrupt.reason:
         text.print_line(console, f"stopped: {interrupt.reason}. resume: {command}")
     return _STATUS.get(interrupt.reason, 0)
+
+
+def _expected(opened: OpenStudy, means: Means) -> Expectation | None:
+    """What trials will take here, if that is known without training any."""
+    wanted = means.workers or default_workers(means.device)
+    threads = opened.study.user_attrs.get(THREADS) or usual_threads(wanted, means.device)
+    images = Images(len(means.dataset.train), len(means.dataset.val))
+    return expectation(opened.specification, images, means.device, threads)
 
 
 def _images(means: Means) -> Sequence[str]:

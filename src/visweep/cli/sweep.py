@@ -13,6 +13,7 @@ from visweep.cli.errors import call
 from visweep.config import DataConfig, TrainConfig
 from visweep.errors import UsageError, unknown_name
 from visweep.search.recipe import Recipe
+from visweep.storage.limits import NO_LIMITS, Limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class SweepOptions:
     duplicates: str
     timeout: float | None
     seed: int
+    limits: Limits = NO_LIMITS
 
 
 def run(recipe: Recipe) -> None:
@@ -73,6 +75,9 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
         duplicates: own.Duplicates = "replicate",
         timeout: opt.Timeout = None,
         seed: own.Seed = 0,
+        max_params: own.MaxParams = None,
+        max_flops: own.MaxFlops = None,
+        max_epoch_seconds: own.MaxEpochSeconds = None,
         dry_run: own.DryRun = False,
     ) -> int:
         asked = SweepOptions(
@@ -98,6 +103,7 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
             duplicates=duplicates,
             timeout=opt.seconds(timeout),
             seed=seed,
+            limits=own.limits(max_params, max_flops, max_epoch_seconds),
         )
         return search(recipe, asked, dry_run)
 

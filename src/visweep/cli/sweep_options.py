@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Annotated, Any
 
 import typer
 
 from visweep.cli.options import SEARCH
+from visweep.errors import UsageError
+from visweep.storage.limits import Limits
 
 Trials = Annotated[
     int,
@@ -78,6 +82,36 @@ Seed = Annotated[
         help="Seed of the study, such as 7.",
     ),
 ]
+MaxParams = Annotated[
+    str | None,
+    typer.Option(
+        "--max-params",
+        metavar="N",
+        rich_help_panel=SEARCH,
+        help="Propose no model of more parameters, such as 500k or 2M. [default: no limit]",
+    ),
+]
+MaxFlops = Annotated[
+    str | None,
+    typer.Option(
+        "--max-flops",
+        metavar="N",
+        rich_help_panel=SEARCH,
+        help="Propose no model that takes more floating-point operations for one image, forward "
+        "(two a multiply-add of its matrix products and convolutions), such as 50M. "
+        "[default: no limit]",
+    ),
+]
+MaxEpochSeconds = Annotated[
+    float | None,
+    typer.Option(
+        "--max-epoch-seconds",
+        metavar="S",
+        rich_help_panel=SEARCH,
+        help="Propose nothing that would take longer for an epoch, as estimated by the machine "
+        "that begins the study, such as 30. [default: no limit]",
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -85,6 +119,41 @@ DryRun = Annotated[
         help="Show what would be searched and what it would cost; train nothing.",
     ),
 ]
+
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d{1,2})?)([kKMG]?)")
+_THOUSANDS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def limits(
+    max_params: str | None, max_flops: str | None, max_epoch_seconds: float | None
+) -> Limits:
+    """What the options say that no trial may exceed.
+
+    Raises:
+        UsageError: one of them is no such number.
+    """
+    if max_epoch_seconds is not None and not 0 < max_epoch_seconds < float("inf"):
+        raise UsageError(
+            f"--max-epoch-seconds: {max_epoch_seconds} is not accepted; accepted: any number "
+            "above 0"
+        )
+    return Limits(
+        max_params=_amount("--max-params", max_params),
+        max_flops=_amount("--max-flops", max_flops),
+        max_epoch_seconds=max_epoch_seconds,
+    )
+
+
+def _amount(option: str, given: str | None) -> int | None:
+    if given is None:
+        return None
+    found = _AMOUNT.fullmatch(given)
+    amount = Decimal(found[1]) * _THOUSANDS[found[2]] if found else Decimal(0)
+    if amount < 1 or amount != int(amount):
+        raise UsageError(
+            f"{option}: {given!r} is not accepted; accepted: whole numbers such as 500k, 2M, 2e6"
+        )
+    return int(amount)
 
 
 def space(names: Iterable[str]) -> Any:

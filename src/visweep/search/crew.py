@@ -8,7 +8,6 @@ that each starts in a moment.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
 import threading
@@ -17,8 +16,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -26,12 +25,12 @@ import optuna
 
 from visweep.errors import DataError, StorageError, UsageError, VisweepError
 from visweep.search.interrupt import Interrupt
+from visweep.search.processes import context_with_torch
 from visweep.search.study import STOP, OpenStudy, join_study
 from visweep.search.watch import Progress, TrialView, Watcher
 from visweep.search.worker import SweepFailed, Trainer, Worker
 from visweep.storage.engine import open_storage, storage_errors
 
-_PRELOADED = ["visweep.search.preloaded"]
 _PATIENCE_SECONDS = 10.0
 """A worker that was told to stop at once has so long to give its lease back."""
 _ERRORS: dict[str, type[VisweepError]] = {
@@ -104,14 +103,7 @@ class Crew:
             self._conclude()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
-        # Ctrl-C reaches every process of a terminal's group; the crew passes it on, once.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            forkserver.ensure_running()
-        finally:
-            signal.signal(signal.SIGINT, before)
+        context = context_with_torch()
         for _ in range(self.count):
             if not self.interrupt.reason:
                 self._members.append(_start(context, self.job))
@@ -188,7 +180,7 @@ def _note_trial(member: _Member, kind: str, content: Sequence[Any]) -> None:
         member.trial = None
 
 
-def _start(context: multiprocessing.context.ForkServerContext, job: Job) -> _Member:
+def _start(context: ForkServerContext, job: Job) -> _Member:
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(job, theirs), daemon=True)
     try:

@@ -21,16 +21,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from visweep.config import ModelConfig, TrainConfig, with_parameters
+from visweep.errors import UsageError
 from visweep.search import grid
+from visweep.search.bounds import Bounds
 from visweep.search.samplers import make_sampler, propose
 from visweep.search.seeds import new_seeds, seed_for
+from visweep.search.spaces import corners
 from visweep.search.study import OpenStudy
 from visweep.storage.budget import fixed_parameters
 from visweep.storage.lease import Lease
@@ -46,6 +49,9 @@ from visweep.storage.specification import BRANCH, Space, Specification
 DUPLICATES = ("replicate", "run", "skip")
 ATTEMPTS = 5
 """So often the sampler is asked again before a point is taken without it."""
+PROPOSALS = 10
+"""So many proposals of it may break the study's limits before one is taken without it."""
+_DRAWS, _CORNERS = 300, 20_000
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,11 @@ class Proposal:
 def propose_next(opened: OpenStudy, lease: Lease) -> Proposal:
     """What to train a leased trial with, given all that has begun so far.
 
-    It depends on the study's seed, the trial's number and the history alone.
+    It depends on the study's seed, the trial's number and the history alone, and keeps the limits
+    of the study.
+
+    Raises:
+        UsageError: the trial was enqueued with parameters that break them.
     """
     return _Proposer(opened, lease).proposal()
 
@@ -90,6 +100,7 @@ class _Proposer:
         self.branch: str = opened.study.user_attrs.get(BRANCH, "")
         self.trial = opened.storage.get_trial(lease.trial_id)
         self.fixed = fixed_parameters(self.trial)
+        self.bounds = Bounds(self.spec)
 
     def proposal(self) -> Proposal:
         parameters = self._ask(0)
@@ -106,6 +117,33 @@ class _Proposer:
         return Proposal(parameters, alike, self._as_replicate(parameters, alike), note)
 
     def _ask(self, attempt: int) -> dict[str, Any]:
+        """A point that keeps the limits, by the sampler if that finds one."""
+        for refused in range(PROPOSALS):
+            parameters = self._asked(attempt + refused * (ATTEMPTS + 1))
+            if self.bounds.allow(parameters):
+                return parameters
+            if self._is_enqueued(self.trial):
+                raise UsageError(f"the enqueued point breaks {self.bounds.excess(parameters)}")
+        purpose = f"allowed {attempt} {self.branch}"
+        return self._drawn(seed_for(self.spec.seed, purpose, self.lease.number))
+
+    def _drawn(self, seed: int) -> dict[str, Any]:
+        """Any point that keeps the limits, within what is fixed: each is as likely, as long as
+        there are not too few."""
+        sampler = RandomSampler(seed)
+        for _ in range(_DRAWS):
+            parameters = propose(self.opened.study, sampler, self.trial, self.spec.space)
+            if self.bounds.allow(parameters):
+                return parameters
+        for corner in islice(corners(self._free()), _CORNERS):
+            parameters = {**corner, **self.fixed}
+            if self.bounds.allow(parameters):
+                return {name: parameters[name] for name in self.spec.space}
+        raise UsageError(
+            f"what is enqueued of the point leaves none within {self.bounds.excess(parameters)}"
+        )
+
+    def _asked(self, attempt: int) -> dict[str, Any]:
         study, spec = self.opened.study, self.spec
         study.sampler = make_sampler(
             spec.sampler, spec.seed, self.lease.number, self.branch, attempt
@@ -118,7 +156,8 @@ class _Proposer:
     def _another(self) -> dict[str, Any] | None:
         """A configuration that no trial has; None when there is none within what is fixed."""
         seed = seed_for(self.spec.seed, f"untried {self.branch}", self.lease.number)
-        is_finite = grid.size(self._free()) is not None
+        points = grid.size(self._free())
+        is_finite = points is not None and (not self.bounds or points <= grid.MOST_STEPS)
         untried = self._untried(seed) if is_finite else None
         if is_finite and untried is None:
             return None
@@ -128,7 +167,7 @@ class _Proposer:
                 return parameters
         if untried is not None:
             return untried
-        return propose(self.opened.study, RandomSampler(seed), self.trial, self.spec.space)
+        return self._drawn(seed)
 
     def _free(self) -> Space:
         """The part of the space in which the sampler may choose."""
@@ -141,10 +180,14 @@ class _Proposer:
             for t in self._begun()
             if self._keeps_to_what_is_fixed(t)
         }
-        found = grid.untried(free, tried, start)
+        allowed = self._allows if self.bounds else None
+        found = grid.untried(free, tried, start, allowed)
         if found is None:
             return None
         return {name: found.get(name, self.fixed.get(name)) for name in space}
+
+    def _allows(self, free: Mapping[str, Any]) -> bool:
+        return self.bounds.allow({**free, **self.fixed})
 
     def _keeps_to_what_is_fixed(self, trial: FrozenTrial) -> bool:
         there = {name: trial.params[name] for name in self.fixed}
@@ -165,8 +208,11 @@ class _Proposer:
         said = any(replicate_number(t) and not self._is_enqueued(t) for t in self._begun())
         if said or self.fixed:
             return ""
+        which = "points of the space within its limits"
+        if not self.bounds:
+            which = f"{grid.size(self.spec.space)} points of the space"
         return (
-            f"all {grid.size(self.spec.space)} points of the space have been tried: trial "
+            f"all {which} have been tried: trial "
             f"{self.lease.number} and later ones replicate earlier trials, with new seeds"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from optuna.distributions import (
@@ -15,6 +15,9 @@ from optuna.distributions import (
 
 from visweep.storage.replicates import configuration
 from visweep.storage.specification import Space
+
+MOST_STEPS = 20_000
+"""So many points are looked at where not all are allowed."""
 
 
 def size(space: Space) -> int | None:
@@ -33,24 +36,34 @@ def point(space: Space, index: int) -> dict[str, Any]:
     return found
 
 
-def untried(space: Space, tried: Collection[str], start: int) -> dict[str, Any] | None:
+def untried(
+    space: Space,
+    tried: Collection[str],
+    start: int,
+    allowed: Callable[[Mapping[str, Any]], bool] | None = None,
+) -> dict[str, Any] | None:
     """The first point at or after an index, or else from the beginning, that was not tried.
 
     Args:
         space: a finite one.
         tried: configurations, see `visweep.storage.replicates.configuration`.
         start: any number; the index where to begin is what remains of it.
+        allowed: tells which points may be tried; all of them by default.
 
     Returns:
-        None when every point was tried.
+        None when every point was tried that may be. Where not all may be, only `MOST_STEPS`
+        points are looked at.
     """
     points = size(space)
     if points is None:
         raise ValueError("a continuous space cannot be searched point by point")
-    # One step more than there are tried points is enough.
-    for step in range(min(points, len(tried) + 1)):
+    # One step more than there are tried points is enough where all may be tried.
+    enough = len(tried) + 1 if allowed is None else MOST_STEPS
+    for step in range(min(points, enough)):
         found = point(space, (start + step) % points)
-        if configuration(found, space) not in tried:
+        if configuration(found, space) in tried:
+            continue
+        if allowed is None or allowed(found):
             return found
     return None
 

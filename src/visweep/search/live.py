@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from visweep import text
+from visweep.search.expectation import Expectation
 from visweep.search.watch import Progress, TrialView, Watcher
 from visweep.training.results import OUT_OF_MEMORY
 
@@ -28,11 +30,20 @@ _STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": 
 
 
 class Pace:
-    """Predicts the time left from the trials that ended while we watched."""
+    """Predicts the time left from the trials that ended while we watched.
 
-    def __init__(self) -> None:
+    Until then it says how long it takes if no trial is pruned: by the epochs so far, or else by
+    what is expected.
+
+    Args:
+        expected: what trials are expected to take, where that is known.
+    """
+
+    def __init__(self, expected: Expectation | None = None) -> None:
         self._began = time.monotonic()
         self._finished_before = 0
+        self._expected = expected
+        self._running: dict[int, TrialView] = {}
 
     def start(self, progress: Progress) -> None:
         self._began = time.monotonic()
@@ -46,27 +57,75 @@ class Pace:
         each = (time.monotonic() - self._began) / done
         return each * max(0, progress.budget - progress.finished)
 
+    def goes_on(self, trial: TrialView) -> None:
+        """A trial began, or has finished an epoch."""
+        self._running[trial.number] = trial
+
+    def is_over(self, number: int) -> None:
+        """A trial goes on here no longer."""
+        self._running.pop(number, None)
+
+    def seconds_at_most(self, progress: Progress) -> float | None:
+        """If no trial is pruned; None as long as nothing is known of any."""
+        running = list(dict(self._running).values())
+        begun = [trial for trial in running if trial.curve]
+        each = self._seconds_of_a_trial(begun)
+        if each is None or not running:
+            return None
+        waiting = max(0, progress.budget - progress.finished - len(running))
+        rest = sum(self._seconds_to_come(trial, each) for trial in running)
+        return (rest + waiting * each) / len(running)
+
+    def at_most(self, progress: Progress, before: str) -> str:
+        """`up to 5 min left` after `before`; empty where nothing is known."""
+        seconds = self.seconds_at_most(progress)
+        return f"{before}up to {text.duration(seconds)} left" if seconds else ""
+
+    def _seconds_of_a_trial(self, begun: list[TrialView]) -> float | None:
+        """Of one that nobody knows yet; those that have begun tell how the estimates err here."""
+        if self._expected is None:
+            return fmean(map(_whole, begun)) if begun else None
+        if not begun:
+            return self._expected.mean_seconds
+        estimated = sum(self._expected.seconds(trial.parameters) for trial in begun)
+        return self._expected.mean_seconds * sum(map(_whole, begun)) / estimated
+
+    def _seconds_to_come(self, trial: TrialView, usual: float) -> float:
+        if trial.curve:
+            return _whole(trial) - trial.seconds
+        return usual if self._expected is None else self._expected.seconds(trial.parameters)
+
+
+def _whole(trial: TrialView) -> float:
+    """Seconds of all its epochs, by those that it has finished."""
+    return trial.seconds / len(trial.curve) * trial.epochs
+
 
 class PlainView(Watcher):
     """One line per finished trial, for logs and pipes; one per epoch where epochs take long."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, expected: Expectation | None = None) -> None:
         self._console = console
-        self._pace = Pace()
+        self._pace = Pace(expected)
         self._last_line = time.monotonic()
-        self._any_began = False
+        self._any_began = self._any_ended = False
+        self._progress = Progress(budget=0)
 
     def opened(self, name: str, progress: Progress) -> None:
         self._pace.start(progress)
         self._print(f"study {name}: {progress.finished} of {progress.budget} trials finished")
 
     def began(self, trial: TrialView, progress: Progress) -> None:
+        self._progress = progress
+        self._pace.goes_on(trial)
         # Until the first one ends, a log would be silent for long.
         if not self._any_began:
             self._any_began = True
             self._print(f"trial {trial.number} runs: {text.parameters(trial.parameters)}")
 
     def ended(self, trial: TrialView, progress: Progress) -> None:
+        self._any_ended = True
+        self._pace.is_over(trial.number)
         last = text.percent(trial.curve[-1]) if trial.curve else "—"
         left = self._pace.seconds_left(progress)
         self._print(
@@ -76,13 +135,18 @@ class PlainView(Watcher):
             + (f" | {text.duration(left)} left" if left else "")
         )
 
+    def left(self, number: int) -> None:
+        self._pace.is_over(number)
+
     def advanced(self, trial: TrialView) -> None:
+        self._pace.goes_on(trial)
         now = time.monotonic()
         if now - self._last_line < _QUIET_SECONDS:
             return
         self._print(
             f"trial {trial.number}: epoch {len(trial.curve)} of {trial.epochs}, "
             f"{text.percent(trial.curve[-1])}"
+            + ("" if self._any_ended else self._pace.at_most(self._progress, " | "))
         )
 
     def note(self, message: str) -> None:
@@ -99,9 +163,9 @@ class PlainView(Watcher):
 class LiveView(Watcher):
     """One panel that is redrawn in place; nothing scrolls away."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, expected: Expectation | None = None) -> None:
         self._console = console
-        self._pace = Pace()
+        self._pace = Pace(expected)
         self._name = ""
         self._progress = Progress(budget=0)
         self._running: dict[int, TrialView] = {}
@@ -117,17 +181,21 @@ class LiveView(Watcher):
     def began(self, trial: TrialView, progress: Progress) -> None:
         self._progress = progress
         self._running[trial.number] = trial
+        self._pace.goes_on(trial)
 
     def advanced(self, trial: TrialView) -> None:
         self._running[trial.number] = trial
+        self._pace.goes_on(trial)
 
     def ended(self, trial: TrialView, progress: Progress) -> None:
         self._progress = progress
         self._running.pop(trial.number, None)
+        self._pace.is_over(trial.number)
         self._recent.append(trial)
 
     def left(self, number: int) -> None:
         self._running.pop(number, None)
+        self._pace.is_over(number)
 
     def note(self, message: str) -> None:
         self._notes.append(message)
@@ -159,6 +227,7 @@ class LiveView(Watcher):
     def _totals(self) -> RenderableType:
         progress = self._progress
         left = self._pace.seconds_left(progress)
+        at_most = "" if left is not None else self._pace.at_most(progress, " · ")
         bar = Table.grid(padding=(0, 2), expand=True)
         bar.add_column(ratio=1)
         bar.add_column(justify="right", no_wrap=True)
@@ -170,7 +239,8 @@ class LiveView(Watcher):
             f"{progress.complete} complete · {progress.pruned} pruned · {progress.running} running"
             + (f" · {progress.elsewhere} on other machines" if progress.elsewhere else "")
             + (f" · {progress.failed} failed" if progress.failed else "")
-            + (f" · about {text.duration(left)} left" if left else ""),
+            + (f" · about {text.duration(left)} left" if left else "")
+            + at_most,
             justify="right",
         )
         return Group(bar, states)
@@ -210,6 +280,6 @@ def _state(trial: TrialView) -> str:
     return "continued" if trial.adopted and trial.state == "running" else trial.state
 
 
-def view_for(console: Console) -> Watcher:
+def view_for(console: Console, expected: Expectation | None = None) -> Watcher:
     """The live view in a terminal, plain lines elsewhere."""
-    return LiveView(console) if console.is_terminal else PlainView(console)
+    return (LiveView if console.is_terminal else PlainView)(console, expected)

@@ -120,15 +120,16 @@ def open_study(
             storage.set_study_attributes_once(
                 study_id,
                 {
-                    SPECIFICATION: {"identity": specification.identity()},
+                    SPECIFICATION: specification.stored(),
                     STUDY_ID: uuid.uuid4().hex,
                     BUDGET: budget,
                     **({} if artifacts is None else {ARTIFACTS: artifacts}),
                 },
             )
-        identity = study.user_attrs[SPECIFICATION]["identity"]
-        specification = _in_stored_precision(specification, identity)
-        require_same(name, identity, specification)
+        stored = study.user_attrs[SPECIFICATION]
+        specification = _in_stored_precision(specification, stored["identity"])
+        require_same(name, stored["identity"], specification)
+        specification = _judged_as_stored(specification, stored)
         study.set_user_attr(BUDGET, budget)
         keep_artifacts_in(study, artifacts)
         study.set_user_attr(STOP, False)
@@ -190,6 +191,11 @@ def _in_stored_precision(
     return replace(specification, train=specification.train.replace(precision=precision))
 
 
+def _judged_as_stored(specification: Specification, stored: Mapping[str, Any]) -> Specification:
+    """Every machine judges the limits as the one that created the study."""
+    return replace(specification, limits=specification.limits.with_judge(stored.get("judge")))
+
+
 def _require_new(study: optuna.Study) -> None:
     """A study without specification is ours only if a kill fell between creating and storing."""
     begun = [t for t in study.get_trials(deepcopy=False) if t.state.name != "WAITING"]
@@ -223,7 +229,7 @@ def specification_of(study: optuna.Study) -> Specification:
     stored: dict[str, Any] | None = study.user_attrs.get(SPECIFICATION)
     if stored is None:
         raise UsageError(f"STUDY: {study.study_name!r} was not made by visweep")
-    return Specification.from_identity(stored["identity"])
+    return Specification.from_stored(stored)
 
 
 def images_folder(study: optuna.Study) -> str | None:

@@ -22,13 +22,20 @@ def default_workers(device: str) -> int:
 
 def pinned_threads(opened: OpenStudy, workers: int, device: str) -> int:
     """Threads of each worker: on the CPU as in the study's first session, which chooses them."""
-    chosen = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(chosen) if chosen.isdecimal() else max(1, _cores() // workers)
+    threads = usual_threads(workers, device)
     if device != "cpu":
         # They round nothing there, and a CPU that joins must not inherit them.
-        return max(1, threads)
-    opened.storage.set_study_attributes_once(opened.study_id, {THREADS: max(1, threads)})
+        return threads
+    opened.storage.set_study_attributes_once(opened.study_id, {THREADS: threads})
     return int(opened.study.user_attrs[THREADS])
+
+
+def usual_threads(workers: int | None, device: str) -> int:
+    """Threads of each of so many workers (None for the default number) in a new study."""
+    chosen = os.environ.get("OMP_NUM_THREADS", "")
+    if chosen.isdecimal():
+        return max(1, int(chosen))
+    return max(1, _cores() // (workers or default_workers(device)))
 
 
 def _cores() -> int:

@@ -10,7 +10,7 @@ import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from optuna.distributions import (
 
 from visweep.config import DataConfig, ModelConfig, TrainConfig, from_json, to_json
 from visweep.errors import SpecificationMismatch
+from visweep.storage.limits import NO_LIMITS, Limits, option
 
 SPECIFICATION = "visweep:specification"
 BUDGET = "visweep:budget"
@@ -54,6 +55,7 @@ class Specification:
         seed: of the study; every proposal follows from it and the history.
         duplicates: what becomes of a proposal that was tried already. It decides what trials the
             study has and with which seeds they are trained, as the sampler does.
+        limits: what no trial may exceed.
     """
 
     space: Space
@@ -65,6 +67,7 @@ class Specification:
     pruner: str
     seed: int
     duplicates: str = DEFAULT_DUPLICATES
+    limits: Limits = NO_LIMITS
 
     def identity(self) -> dict[str, Any]:
         """As JSON values."""
@@ -79,7 +82,20 @@ class Specification:
             "pruner": {"name": self.pruner},
             "seed": self.seed,
             "duplicates": self.duplicates,
+            # Left out where there are none: older versions then read it, too.
+            **({"limits": limits} if (limits := self.limits.given()) else {}),
         }
+
+    def stored(self) -> dict[str, Any]:
+        """What a study keeps of it, as JSON values: its identity, and who judges its limits."""
+        judge = self.limits.judge
+        return {"identity": self.identity(), **({} if judge is None else {"judge": judge})}
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> Specification:
+        """The specification that `stored` described."""
+        found = cls.from_identity(stored["identity"])
+        return replace(found, limits=found.limits.with_judge(stored.get("judge")))
 
     @classmethod
     def from_identity(cls, identity: Mapping[str, Any]) -> Specification:
@@ -96,6 +112,7 @@ class Specification:
             pruner=identity["pruner"]["name"],
             seed=identity["seed"],
             duplicates=_completed(identity)["duplicates"],
+            limits=Limits(**identity.get("limits", {})),
         )
 
     def baseline(self) -> dict[str, Any]:
@@ -143,7 +160,13 @@ def difference(
             f"the content of the data changed since it began (fingerprint {before[name][:12]}, "
             f"now {now[name][:12]})"
         )
-    return f"{name} {here} {before.get(name)!r}, {there} {now.get(name)!r}{more}"
+    return f"{_shown(name)} {here} {before.get(name)!r}, {there} {now.get(name)!r}{more}"
+
+
+def _shown(name: str) -> str:
+    """A limit is known by its option."""
+    part, _, field = name.partition(".")
+    return option(field) if part == "limits" else name
 
 
 def _completed(identity: Mapping[str, Any]) -> Mapping[str, Any]:

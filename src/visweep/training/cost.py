@@ -1,4 +1,4 @@
-"""What a configuration costs: parameters, arithmetic, and time measured on the device at hand."""
+"""What a configuration costs: time measured on the device at hand, by training a few steps."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from visweep import models
-from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
+from visweep.config import ModelConfig, TrainConfig
 from visweep.data.resident import ResidentData
+from visweep.training.counts import multiply_adds, num_params
 from visweep.training.fit import Run
 from visweep.training.memory import insist
 
@@ -30,40 +30,6 @@ class Cost:
     num_params: int
     multiply_adds: int
     seconds_per_epoch: float
-
-
-def num_params(config: ModelConfig) -> int:
-    """Parameters of one replica; nothing is allocated."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in models.build(config).parameters())
-
-
-def multiply_adds(config: ModelConfig) -> int:
-    """Multiply-adds of one forward pass of one image, in its matrix products and convolutions."""
-    return _vit(config) if isinstance(config, ViTConfig) else _convnet(config)
-
-
-def _vit(config: ViTConfig) -> int:
-    width, tokens = config.embed_dim, config.num_tokens
-    hidden = int(width * config.mlp_ratio)
-    embedding = config.num_patches * config.in_chans * config.patch_size**2 * width
-    linear = tokens * (4 * width * width + 2 * width * hidden)
-    attention = 2 * tokens * tokens * width
-    return embedding + config.depth * (linear + attention) + width * config.num_classes
-
-
-def _convnet(config: ConvNetConfig) -> int:
-    size, channels = config.image_size, config.widths[0]
-    total = size * size * 9 * config.in_chans * channels
-    for stage, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
-        for index in range(depth):
-            strided = stage > 0 and index == 0
-            size = -(-size // 2) if strided else size
-            total += size * size * 9 * width * (channels + width)
-            if strided or channels != width:
-                total += size * size * channels * width
-            channels = width
-    return total + channels * config.num_classes
 
 
 def measure(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Cost:

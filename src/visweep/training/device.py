@@ -54,10 +54,22 @@ def peak_memory(device: torch.device) -> int:
     there. Where the system cannot begin anew, the most that it ever held."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    return _of_this_process("VmHWM:")
+
+
+def held_memory(device: torch.device) -> int:
+    """Bytes: what this process holds now, on the GPU if it trains there. Where the system does
+    not tell, the most that it ever held."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return _of_this_process("VmRSS:")
+
+
+def _of_this_process(name: str) -> int:
     if _STATUS.exists():
         lines = (line.split() for line in _STATUS.read_text().splitlines())
-        peaks = [int(words[1]) for words in lines if words[0] == "VmHWM:"]
-        if peaks:
-            return peaks[0] * 1024
+        found = [int(words[1]) for words in lines if words[0] == name]
+        if found:
+            return found[0] * 1024
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024

@@ -96,7 +96,7 @@ def _columns(parameters: Sequence[Tensor]) -> int:
 def _point(parameters: Sequence[nn.Parameter], buffer: Tensor) -> None:
     """Make parameters views of successive columns of a (K, …) buffer."""
     sizes = [p[0].numel() for p in parameters]
-    for parameter, columns in zip(parameters, buffer.split(sizes, dim=1), strict=True):
+    for parameter, columns in zip(parameters, torch.split(buffer, sizes, dim=1), strict=True):
         parameter.data = columns.view(parameter.shape)
 
 

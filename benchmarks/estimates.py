@@ -1,0 +1,180 @@
+"""How far is the estimate of a configuration from what it takes?
+
+    python benchmarks/estimates.py --device cpu --threads 1
+
+Probes the device as `--dry-run` does, draws random configurations of the spaces that are shipped,
+estimates each, then measures it:
+
+- seconds of an epoch: so many times the fastest of a few steps and evaluations;
+- memory: the most that a real run of one step, with its evaluation and checkpoint, held beyond
+  what the process held before. It trained the same once before, since what is compiled for new
+  shapes stays in the process (up to 40 MiB on the CPU) and belongs to no trial.
+
+Prints a table in Markdown, then the median and the worst error. Run it on a machine that does
+nothing else: other work slows the probe and the measurement at different moments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import optuna
+import torch
+from measuring import environment, print_table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "sweeps"))
+
+import convnet_search
+import vit_search
+
+from visweep import text
+from visweep.config import ConvNetConfig, DataConfig, ModelConfig, TrainConfig, with_parameters
+from visweep.errors import OutOfMemory
+from visweep.search.probing import design
+from visweep.search.recipe import Recipe
+from visweep.storage.specification import Specification
+from visweep.training.device import resolve_precision
+from visweep.training.estimate import EVALUATED, Calibration, Images, estimate
+from visweep.training.probe import Measured, calibrate, measure, synthetic
+
+RECIPES = {"vit": vit_search.SEARCH, "convnet": convnet_search.SEARCH}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A configuration, what it was estimated to take, and what it took."""
+
+    shown: str
+    seconds: tuple[float, float]
+    memory: tuple[float, float]
+
+    def cells(self) -> tuple[str, ...]:
+        return (
+            self.shown,
+            *(f"{value:.3g}" for value in self.seconds),
+            f"{100 * error(self.seconds):+.0f} %",
+            *(text.memory(value) for value in self.memory),
+            f"{100 * error(self.memory):+.0f} %",
+        )
+
+
+def error(pair: tuple[float, float]) -> float:
+    """Of the estimate, relative to what was measured."""
+    estimated, measured = pair
+    return estimated / measured - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--points", type=int, default=10, help="of each model")
+    parser.add_argument("--space", default="small", choices=["small", "report"])
+    parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--seeds", type=int, default=1, help="replicas of each configuration")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--train-images", type=int, default=54_000)
+    parser.add_argument("--val-images", type=int, default=6_000)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    device = torch.device(options.device)
+    images = Images(options.train_images, options.val_images)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{environment()}; {name}, {text.plural(options.threads, 'thread')}")
+    rows: list[Row] = []
+    for kind, recipe in RECIPES.items():
+        specification = specified(recipe, options, device)
+        calibration = calibrate(design(specification), device)
+        drawn = points(specification, options.points, options.seed)
+        rows += [row for row in tried(kind, drawn, device, images, calibration) if row]
+    headings = ("configuration", "s per epoch, estimated", "measured", "error")
+    print_table([*headings, "memory, estimated", "measured", "error"], [r.cells() for r in rows])
+    print_errors("seconds per epoch", [error(row.seconds) for row in rows], 0.2)
+    print_errors("memory", [error(row.memory) for row in rows], 0.1)
+
+
+def specified(recipe: Recipe, options: argparse.Namespace, device: torch.device) -> Specification:
+    """The search of which configurations are drawn; on images of Fashion-MNIST's shape."""
+    train = recipe.train.replace(
+        batch_size=options.batch_size,
+        seeds=tuple(range(options.seeds)),
+        precision=resolve_precision("auto", device),
+    )
+    return Specification(
+        space=recipe.spaces[options.space](32),
+        data=DataConfig(),
+        fingerprint="",
+        model=recipe.baseline.replace(image_size=32, in_chans=1, num_classes=10),
+        train=train,
+        sampler="random",
+        pruner="none",
+        seed=0,
+    )
+
+
+def points(
+    specification: Specification, count: int, seed: int
+) -> list[tuple[ModelConfig, TrainConfig]]:
+    """Random configurations of a space."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    asked = (study.ask(dict(specification.space)).params for _ in range(count))
+    return [with_parameters(specification.model, specification.train, point) for point in asked]
+
+
+def tried(
+    kind: str,
+    drawn: Sequence[tuple[ModelConfig, TrainConfig]],
+    device: torch.device,
+    images: Images,
+    calibration: Calibration,
+) -> Iterator[Row | None]:
+    """One row a configuration; None for one that does not fit in memory."""
+    data = synthetic(*drawn[0], device)
+    for model, train in drawn:
+        try:
+            measured = measure(model, train, data)
+        except OutOfMemory as e:
+            print(f"{described(model)}: {e}", file=sys.stderr)
+            yield None
+            continue
+        found = estimate(model, train, images, calibration)
+        yield Row(
+            f"{kind} {described(model)}",
+            (found.seconds_per_epoch, seconds(measured, train, images, device)),
+            (found.peak_memory, measured.memory),
+        )
+
+
+def seconds(measured: Measured, train: TrainConfig, images: Images, device: torch.device) -> float:
+    """Of an epoch, from those of a step and of the evaluation of a few images."""
+    evaluations = images.val / EVALUATED[device.type]
+    return images.train // train.batch_size * measured.step + evaluations * measured.evaluation
+
+
+def described(model: ModelConfig) -> str:
+    if isinstance(model, ConvNetConfig):
+        return f"{model.widths} wide, {model.depths} deep, {model.block}"
+    dropped = f"drop {model.drop:.2f}, attn_drop {model.attn_drop:.2f}"
+    return (
+        f"{model.embed_dim} wide, {model.depth} deep, patch {model.patch_size}, "
+        f"{model.num_heads} heads, {dropped}"
+    )
+
+
+def print_errors(what: str, errors: Sequence[float], bar: float) -> None:
+    sizes = [abs(e) for e in errors]
+    within = sum(size <= bar for size in sizes)
+    print(
+        f"{what}: median error {100 * median(sizes):.1f} %, worst {100 * max(sizes):.1f} %, "
+        f"{within} of {len(sizes)} within {100 * bar:.0f} %"
+    )
+
+
+if __name__ == "__main__":
+    main()

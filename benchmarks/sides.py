@@ -1,0 +1,238 @@
+"""What throughput.py measures: visweep's side, the conventional one, and the device itself."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import conventional
+import optuna
+import torch
+from conventional import TRAIN, Machine, measure, with_best_loaders
+from lanes import Pace, together, wait_for_all
+from rich.console import Console
+from torchvision_images import Images, divide
+from vit_search import SEARCH
+
+from visweep.cli.prepare import prepare
+from visweep.cli.search import search_until_done
+from visweep.cli.sweep import SweepOptions
+from visweep.config import ConvNetConfig, DataConfig, ModelConfig, TrainConfig, ViTConfig
+from visweep.data import load
+from visweep.data.dataset import Dataset, Split
+from visweep.training.counts import multiply_adds
+from visweep.training.fit import fit
+
+DROP = {"drop": 0.1, "attn_drop": 0.1}
+MODELS: dict[str, ModelConfig] = {
+    "ViT(64, 6, patch 16)": ViTConfig(embed_dim=64, depth=6, patch_size=16, **DROP),
+    "ViT(128, 16, patch 16)": ViTConfig(embed_dim=128, depth=16, patch_size=16, **DROP),
+    "ViT(128, 16, patch 4)": ViTConfig(embed_dim=128, depth=16, patch_size=4, **DROP),
+    "ConvNet": ConvNetConfig(widths=(16, 32, 64), depths=(1, 1, 1)),
+    "ViT(96, 6, patch 8)": ViTConfig(embed_dim=96, depth=6, patch_size=8, num_heads=8, **DROP),
+}
+"""What ViT(width, depth, patch) and ConvNet mean here; 4 heads, 8 in the last one."""
+_FEW = 64  # validation images where only speed is measured
+_GUESSED_SPEED = {"cpu": 1e10, "cuda": 5e11}  # operations per second; sets an epoch's length
+_MOST_STEPS = 400
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is common to all measurements of a run; fields are named after the options.
+
+    Attributes:
+        root: folder of the images, as torchvision wants it.
+        data_dir, device, workers, repetitions, seconds, batch_size: see `--help`.
+    """
+
+    root: Path
+    data_dir: Path
+    device: str
+    workers: int
+    repetitions: int
+    seconds: float
+    batch_size: int
+
+    @property
+    def threads(self) -> int:
+        """Of each of several processes."""
+        return max(1, len(os.sched_getaffinity(0)) // self.workers)
+
+    def in_turns(self, sides: Mapping[str, Callable[[], Any]]) -> dict[str, list[Any]]:
+        """What each side came to in each repetition."""
+        found: dict[str, list[Any]] = {name: [] for name in sides}
+        for _ in range(self.repetitions):
+            for name, side in sides.items():
+                found[name].append(side())
+        return found
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration whose images per second are measured, the same on both sides."""
+
+    bench: Bench
+    model: ModelConfig
+
+    @property
+    def train(self) -> TrainConfig:
+        return TRAIN.replace(batch_size=self.bench.batch_size, epochs=1_000)
+
+    @property
+    def operations(self) -> int:
+        """Of training on one image: a forward pass, and twice as many for the gradients."""
+        return 3 * 2 * multiply_adds(self.model)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Training and validation images: an epoch takes about half of the time to be timed."""
+        speed = _GUESSED_SPEED[self.bench.device.partition(":")[0]]
+        batch = self.operations * self.bench.batch_size
+        steps = round(self.bench.seconds / 2 * speed / batch)
+        return min(max(steps, 1), _MOST_STEPS) * self.bench.batch_size, _FEW
+
+    @cached_property
+    def images(self) -> Images:
+        return divide(self.bench.root).first(*self.sizes)
+
+    def loaders(self) -> int:
+        """As many as are best for the conventional side in one process."""
+        machine = Machine(device=self.bench.device)
+        return with_best_loaders(
+            self.model, self.train, self.images, machine, self.bench.seconds
+        ).loaders
+
+    def conventional(self, machine: Machine, processes: int) -> float:
+        """Images per second."""
+        return measure(
+            self.model, self.train, self.images, machine, processes, self.bench.seconds
+        ).images_per_second
+
+    def ours(self, replicas: int = 1) -> float:
+        """Images per second of all workers together, each with a run of its own."""
+        bench = self.bench
+        train = self.train.replace(seeds=tuple(range(replicas)))
+        few = _first(_dataset(bench.data_dir), *self.sizes)
+        arguments = (self.model, train, few, bench.device, bench.threads, bench.seconds)
+        return sum(together(bench.workers, _our_rate, *arguments))
+
+    def peak(self) -> float:
+        """Operations per second of bf16 matrix products."""
+        bench = self.bench
+        processes = bench.workers if bench.device == "cpu" else 1
+        return sum(together(processes, _matmul_rate, bench.device, bench.threads))
+
+
+@cache
+def _dataset(data_dir: Path, train_size: int | None = None) -> Dataset:
+    return load(DataConfig(name="fashion-mnist", data_dir=str(data_dir), train_size=train_size))
+
+
+def _first(dataset: Dataset, train: int, val: int) -> Dataset:
+    def cut(split: Split, count: int) -> Split:
+        return Split(split.images[:count], split.labels[:count])
+
+    return replace(dataset, train=cut(dataset.train, train), val=cut(dataset.val, val))
+
+
+def _our_rate(
+    model: ModelConfig,
+    train: TrainConfig,
+    data: Dataset,
+    device: str,
+    threads: int,
+    seconds: float,
+) -> float:
+    torch.set_num_threads(threads)
+    pace = Pace(seconds)
+    fit(model, train, data, on_epoch=pace, device=device)
+    return pace.images_per_second
+
+
+def _matmul_rate(device: str, threads: int, seconds: float = 1.0) -> float:
+    torch.set_num_threads(threads)
+    size = 2_048 if device == "cpu" else 8_192
+    matrix = torch.randn(size, size, device=device).bfloat16()
+    product = matrix @ matrix
+    wait_for_all()
+    count, began, ended = 0, time.perf_counter(), 0.0
+    while ended - began < seconds:
+        torch.mm(matrix, matrix, out=product)
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+        count, ended = count + 1, time.perf_counter()
+    return 2 * size**3 * count / (ended - began)
+
+
+def our_sweep(
+    bench: Bench, points: Sequence[Mapping[str, Any]], epochs: int, train_size: int | None
+) -> tuple[float, list[float]]:
+    """The seconds that a search takes for these trials, and each one's accuracy.
+
+    Raises:
+        RuntimeError: not just these trials were completed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/studies.db"
+        asked = SweepOptions(
+            trials=len(points),
+            study="fixed",
+            storage=url,
+            artifacts=None,
+            data=DataConfig(
+                name="fashion-mnist",
+                data_dir=str(bench.data_dir),
+                train_size=train_size,
+            ),
+            train=TRAIN.replace(epochs=epochs),
+            space="small",
+            seeds=1,
+            device=bench.device,
+            workers=bench.workers,
+            sampler="random",
+            pruner="none",
+            duplicates="replicate",
+            timeout=None,
+            seed=0,
+        )
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        began = time.perf_counter()
+        study = optuna.create_study(study_name="fixed", storage=url, direction="maximize")
+        for point in points:
+            study.enqueue_trial(dict(point))
+        search_until_done(Console(file=io.StringIO()), prepare(SEARCH, asked), "")
+        seconds = time.perf_counter() - began
+        trials = optuna.load_study(study_name="fixed", storage=url).trials
+    states = [trial.state.name for trial in trials]
+    if states != ["COMPLETE"] * len(points):
+        raise RuntimeError(f"trials that should be {len(points)} complete ones: {states}")
+    return seconds, [trial.value for trial in trials]
+
+
+def our_accuracy(
+    model: ModelConfig,
+    train: TrainConfig,
+    data_dir: Path,
+    train_size: int | None,
+    device: str,
+    threads: int,
+) -> float:
+    """Of visweep after its last epoch, with the first of the seeds."""
+    torch.set_num_threads(threads)
+    result = fit(model, train, _dataset(data_dir, train_size), device=device)
+    return result.history[-1].mean_val_accuracy
+
+
+def their_accuracy(
+    model: ModelConfig, train: TrainConfig, images: Images, machine: Machine
+) -> float:
+    """Of the conventional side."""
+    return conventional.train(model, train, images, machine)[-1].accuracy

@@ -1,0 +1,214 @@
+"""How fast is visweep against what one writes today (conventional.py)? In turns, in one run.
+
+    python benchmarks/throughput.py configs                   images/s of each configuration
+    python benchmarks/throughput.py sweep --trials 16         trials per hour of a search
+    python benchmarks/throughput.py seeds --replicas 4        what K seeds in one pass cost
+    python benchmarks/throughput.py accuracy --runs 12        whether both learn equally well
+
+All read Fashion-MNIST from --data-dir. Both sides see the same images, and train as sweeps do
+(conventional.TRAIN). Every measurement is made in new processes that have imported torch before
+the clock starts; sides take turns, A B A B. Images per second are those of training: a run warms
+up for one epoch of a few steps, then is timed over such epochs for --seconds; processes that run
+at once are timed at once. What stands in brackets is the lowest and the highest of the turns;
+ratios are taken turn by turn.
+
+The peak is that of a bf16 matrix product in as many processes, measured in the same turns; the
+share of it counts what the model needs (three times the multiply-adds of its forward pass, two
+operations each) and nothing that a kernel may do beside that.
+
+It prints tables for RESULTS.md and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+import conventional
+import torch
+from conventional import TRAIN, Machine, fixed_points
+from lanes import pool, together
+from measuring import environment, print_table
+from scipy.stats import ttest_ind
+from sides import MODELS, Bench, Case, our_accuracy, our_sweep, their_accuracy
+from torchvision_images import divide, torchvision_root
+from vit_search import SEARCH
+
+MARGIN = 1.0
+"""Points of accuracy within which both sides count as equal."""
+
+
+def configs(bench: Bench, options: argparse.Namespace) -> None:
+    """Images per second of each configuration, whole machine, one seed."""
+    rows = []
+    for name in options.models or list(MODELS)[:4]:
+        case = Case(bench, MODELS[name])
+        one = Machine(device=bench.device, loaders=case.loaders())
+        several = Machine(device=bench.device, threads=bench.threads)
+        each = f"{bench.workers} × {bench.threads} thread"
+        sides = {
+            f"conventional, 1 process, {one.loaders} loaders": partial(case.conventional, one, 1),
+            f"conventional, {each}": partial(case.conventional, several, bench.workers),
+            f"visweep, {each}": case.ours,
+            "peak": case.peak,
+        }
+        found = bench.in_turns(sides)
+        peak = median(found.pop("peak"))
+        base = next(iter(found.values()))
+        for side, rates in found.items():
+            ratio = _spread([rate / b for rate, b in zip(rates, base, strict=True)], ".2f")
+            share = f"{100 * median(rates) * case.operations / peak:.1f} %"
+            rows.append((name, side, _spread(rates, ",.0f"), ratio, share))
+        medians = "; ".join(f"{side} {median(rates):,.0f}" for side, rates in found.items())
+        print(f"{name}: peak {peak / 1e9:,.0f} GFLOP/s; {medians}", flush=True)
+    print_table(("configuration", "side", "images/s", "ratio", "of the bf16 peak"), rows)
+
+
+def seeds(bench: Bench, options: argparse.Namespace) -> None:
+    """What K replicas in one pass cost, in times of one."""
+    count = options.replicas
+    rows = []
+    for name in options.models or list(MODELS)[:2]:
+        case = Case(bench, MODELS[name])
+        sides = {"one": partial(case.ours, 1), "all": partial(case.ours, count)}
+        found = bench.in_turns(sides)
+        costs = [count * one / all_ for one, all_ in zip(found["one"], found["all"], strict=True)]
+        rates = [_spread(found[side], ",.0f") for side in sides]
+        rows.append((name, *rates, _spread(costs, ".2f")))
+    headings = ("configuration", "images/s, 1 seed", f"images/s, {count} seeds", "cost, in runs")
+    print_table(headings, rows)
+
+
+def sweep(bench: Bench, options: argparse.Namespace) -> None:
+    """Trials per hour of a search of fixed trials, from its call to its end."""
+    points = fixed_points(options.trials)
+    train = TRAIN.replace(epochs=options.epochs)
+    images = divide(bench.root, options.train_size)
+    few = Case(bench, SEARCH.baseline)
+    machine = Machine(device=bench.device, loaders=few.loaders())
+    found = bench.in_turns(
+        {
+            f"conventional, 1 process, {machine.loaders} loaders": lambda: together(
+                1, conventional.sweep, points, train, images, machine
+            )[0],
+            f"visweep, {bench.workers} workers": partial(
+                our_sweep, bench, points, options.epochs, options.train_size
+            ),
+        }
+    )
+    base = [seconds for seconds, _ in next(iter(found.values()))]
+    rows = []
+    for side, outcomes in found.items():
+        times = [seconds for seconds, _ in outcomes]
+        per_hour = [3600 * len(points) / seconds for seconds in times]
+        ratios = [b / seconds for b, seconds in zip(base, times, strict=True)]
+        accuracy = fmean(100 * fmean(values) for _, values in outcomes)
+        spreads = (_spread(times, ".1f"), _spread(per_hour, ".1f"), _spread(ratios, ".2f"))
+        rows.append((side, *spreads, f"{accuracy:.2f} %"))
+    print_table(("side", "seconds", "trials per hour", "ratio", "mean final accuracy"), rows)
+
+
+def accuracy(bench: Bench, options: argparse.Namespace) -> None:
+    """Final accuracy of both sides over seeds, with the interval of the difference (Welch)."""
+    names = options.models or [next(iter(MODELS)), list(MODELS)[-1]]
+    train = TRAIN.replace(epochs=options.epochs)
+    images = divide(bench.root, options.train_size)
+    machine = Machine(device=bench.device, threads=bench.threads)
+    jobs = {}
+    with pool(bench.workers) as processes:
+        for name in names:
+            for seed in range(options.runs):
+                own = (MODELS[name], train.replace(seeds=(seed,)))
+                where = (bench.data_dir, options.train_size, bench.device, bench.threads)
+                jobs[name, "ours", seed] = processes.submit(our_accuracy, *own, *where)
+                jobs[name, "theirs", seed] = processes.submit(
+                    their_accuracy, *own, images, machine
+                )
+    found = {key: 100 * job.result() for key, job in jobs.items()}
+    rows = []
+    for name in names:
+        ours, theirs = (
+            [found[name, side, seed] for seed in range(options.runs)]
+            for side in ("ours", "theirs")
+        )
+        rows.append((name, *(_scatter(side) for side in (ours, theirs)), *_compared(ours, theirs)))
+    headings = ("visweep", "conventional", "difference (95 %)", f"equal within {MARGIN:g} point")
+    print_table(("validation accuracy, %", *headings), rows)
+
+
+def _compared(ours: Sequence[float], theirs: Sequence[float]) -> tuple[str, str]:
+    """The difference of the means with its interval, and whether that lies within the margin."""
+    low, high = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    is_equal = low > -MARGIN and high < MARGIN
+    difference = f"{fmean(ours) - fmean(theirs):+.2f} ({low:+.2f} to {high:+.2f})"
+    return difference, "shown" if is_equal else "not shown"
+
+
+def _scatter(values: Sequence[float]) -> str:
+    return f"{fmean(values):.2f} ± {stdev(values):.2f}"
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """Median, lowest and highest."""
+    return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
+
+
+_MODES: dict[str, Callable[[Bench, argparse.Namespace], None]] = {
+    "configs": configs,
+    "sweep": sweep,
+    "seeds": seeds,
+    "accuracy": accuracy,
+}
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    where = "" if options.device == "cpu" else f"; {torch.cuda.get_device_name(options.device)}"
+    print(environment() + where, flush=True)
+    with torchvision_root(options.data_dir) as root:
+        bench = Bench(
+            root=root,
+            data_dir=options.data_dir,
+            device=options.device,
+            workers=options.workers,
+            repetitions=options.repetitions,
+            seconds=options.seconds,
+            batch_size=options.batch_size,
+        )
+        _MODES[options.mode](bench, options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    add = shared.add_argument
+    add("--data-dir", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    add("--device", default="cpu", help="cpu, cuda or cuda:N")
+    add("--workers", type=int, default=2, help="processes that share the machine")
+    add("--repetitions", type=int, default=5)
+    add("--seconds", type=float, default=4.0, help="that images are counted for, after a warm-up")
+    add("--batch-size", type=int, default=128, help="where only speed is measured")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    modes = parser.add_subparsers(dest="mode", required=True)
+    for name, mode in _MODES.items():
+        own = modes.add_parser(name, parents=[shared], help=mode.__doc__)
+        if name == "sweep":
+            own.add_argument("--trials", type=int, default=16)
+        else:
+            own.add_argument("--models", nargs="+", choices=list(MODELS))
+        if name == "seeds":
+            own.add_argument("--replicas", type=int, default=4)
+        if name == "accuracy":
+            own.add_argument("--runs", type=int, default=12, help="seeds of each side")
+        if name in ("sweep", "accuracy"):
+            own.add_argument("--epochs", type=int, default=3)
+            own.add_argument("--train-size", type=int, help="default: all training images")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""How long trials are expected to take, where this machine has been probed for their search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from random import Random
+from statistics import fmean
+from typing import Any
+
+from visweep.config import with_parameters
+from visweep.search.bounds import Bounds
+from visweep.search.probing import known_calibration
+from visweep.search.spaces import corners
+from visweep.storage.specification import Specification
+from visweep.training.estimate import Calibration, Images, seconds_per_epoch
+
+_CORNERS, _SAMPLE = 20_000, 64
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Expects trials of a study to take what the formula says.
+
+    Attributes:
+        specification: of the study.
+        images: that an epoch goes over.
+        calibration: of the device that trains.
+    """
+
+    specification: Specification
+    images: Images
+    calibration: Calibration
+
+    def seconds(self, parameters: Mapping[str, Any]) -> float:
+        """Of an unpruned trial."""
+        spec = self.specification
+        model, train = with_parameters(spec.model, spec.train, parameters)
+        return train.epochs * seconds_per_epoch(model, train, self.images, self.calibration)
+
+    @cached_property
+    def mean_seconds(self) -> float:
+        """Of an unpruned trial, over the space within the study's limits."""
+        points = list(islice(corners(self.specification.space, middle=True), _CORNERS))
+        bounds = Bounds(self.specification)
+        drawn = Random(0).sample(points, min(len(points), _SAMPLE))
+        allowed = [p for p in drawn if bounds.allow(p)] or [self.specification.baseline()]
+        return fmean(self.seconds(point) for point in allowed)
+
+
+def expectation(
+    specification: Specification, images: Images, device: str, threads: int
+) -> Expectation | None:
+    """None where this machine has not been probed for such a search; nothing is trained."""
+    calibration = known_calibration(specification, device, threads)
+    return None if calibration is None else Expectation(specification, images, calibration)

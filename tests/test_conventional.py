@@ -1,0 +1,236 @@
+"""The yardstick of the benchmarks trains what visweep trains, and both are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from published_files import write_idx
+from visweep import models
+from visweep.config import ConvNetConfig, DataConfig, ModelConfig, TrainConfig, ViTConfig
+from visweep.data import load
+from visweep.draws import Draws
+from visweep.models.layers import initialise
+from visweep.training.optimizer import FlatParameters
+from visweep.training.optimizer import schedule as our_schedule
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+VIT = ViTConfig(
+    image_size=12, in_chans=3, num_classes=5, patch_size=4, embed_dim=24, depth=3, num_heads=3,
+    mlp_ratio=2.5, drop=0.1, attn_drop=0.2,
+)  # fmt: skip
+CONVNET = ConvNetConfig(
+    image_size=12, in_chans=3, num_classes=5, widths=(4, 6, 6), depths=(2, 1, 2), drop=0.1
+)
+PATIENCE = 280.0  # seconds; a process of two threads takes long where others train
+CONFIGS = [VIT, VIT.replace(class_token=True), CONVNET]
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+def drawn(config: ModelConfig) -> nn.Module:
+    """Our model for one replica; no parameter and no statistic is left at zero or one."""
+    model = models.build(config).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    for tensor in model.state_dict().values():
+        tensor.uniform_(-0.8, 0.8, generator=generator)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.abs_().add_(0.1)
+    return model
+
+
+def renamed(ours: nn.Module) -> dict[str, Tensor]:
+    """Our weights under the names, and in the shapes, of plain torch."""
+    state = {name: value[0] for name, value in ours.state_dict().items()}
+    return vit_names(state) if isinstance(ours, models.ViT) else convnet_names(state)
+
+
+def linear(state: Mapping[str, Tensor], our: str, their: str) -> dict[str, Tensor]:
+    return {f"{their}weight": state[f"{our}.weight"].T, f"{their}bias": state[f"{our}.bias"][0]}
+
+
+def vit_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    shape = (VIT.embed_dim, VIT.in_chans, VIT.patch_size, VIT.patch_size)
+    theirs = {
+        "patches.weight": state["embedding.proj.weight"].T.reshape(shape),
+        "patches.bias": state["embedding.proj.bias"][0],
+        "position": state["embedding.position"][None],
+        **linear(state, "head", "head."),
+        **{name: value for name, value in state.items() if "norm" in name},
+    }
+    if "embedding.class_token" in state:
+        theirs["class_token"] = state["embedding.class_token"][None]
+    for index in range(VIT.depth):
+        block = f"blocks.{index}"
+        theirs |= linear(state, f"{block}.attn.qkv", f"{block}.attention.in_proj_")
+        theirs |= linear(state, f"{block}.attn.proj", f"{block}.attention.out_proj.")
+        theirs |= linear(state, f"{block}.mlp.fc1", f"{block}.mlp.0.")
+        theirs |= linear(state, f"{block}.mlp.fc2", f"{block}.mlp.3.")
+    return theirs
+
+
+def convnet_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    theirs = linear(state, "head", "head.")
+    for name, value in state.items():
+        if name.startswith("stem"):
+            theirs[name.replace("stem_norm", "stem.1").replace("stem.weight", "stem.0.weight")] = (
+                value
+            )
+        elif name.startswith("blocks"):
+            theirs[name.replace("norm", "bn").replace("shortcut", "downsample")] = value
+    return theirs
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["mean", "class token", "convnet"])
+def test_the_conventional_models_give_our_logits(config: ModelConfig) -> None:
+    from rival import build
+
+    ours, theirs = drawn(config), build(config).double().eval()
+    theirs.load_state_dict(renamed(ours))
+    images = torch.randn(
+        4, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    expected = ours(images[None])[0]
+    assert expected.std(0).min() > 1e-3  # it says something about the images
+    torch.testing.assert_close(theirs(images), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["mean", "class token", "convnet"])
+def test_the_same_weights_decay(config: ModelConfig) -> None:
+    from rival import build, parameter_groups
+
+    flat = FlatParameters(models.build(config), torch.float32, torch.device("cpu"))
+    decayed, others = (
+        sum(p.numel() for p in group["params"])  # type: ignore[attr-defined]
+        for group in parameter_groups(build(config), 0.05)
+    )
+    assert (decayed, decayed + others) == (flat.decayed, flat.values.shape[1])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["mean", "class token", "convnet"])
+def test_the_same_dropout(config: ModelConfig) -> None:
+    from rival import build
+
+    model = build(config)
+    rates = []
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.register_forward_hook(lambda module, args, out: rates.append(module.p))
+        elif isinstance(module, nn.MultiheadAttention):
+            assert module.dropout == VIT.attn_drop
+    model(torch.zeros(2, 3, 12, 12))
+    assert rates == [config.drop] * (1 if config is CONVNET else 1 + 3 * VIT.depth)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["mean", "class token", "convnet"])
+def test_weights_are_drawn_alike(config: ModelConfig) -> None:
+    """By the root mean square of each parameter, of models so wide that chance plays no part."""
+    from rival import build
+
+    is_vit = isinstance(config, ViTConfig)
+    wide = config.replace(**({"embed_dim": 96} if is_vit else {"widths": (16, 32, 64)}))
+    torch.manual_seed(0)
+    theirs, ours = build(wide), models.build(wide)
+    initialise(ours, Draws((0,), torch.device("cpu"), ("init",)))
+
+    def scatters(model: nn.Module) -> list[float]:
+        return sorted(float(p.detach().square().mean().sqrt()) for p in model.parameters())
+
+    torch.testing.assert_close(scatters(theirs), scatters(ours), rtol=0.1, atol=0.0)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.5, 5.0])
+def test_the_learning_rate_goes_the_same_way(warmup: float) -> None:
+    from conventional import schedule
+
+    config = TrainConfig(epochs=3, warmup_epochs=warmup)
+    factor = schedule(config, 7)
+    assert [factor(step) for step in range(21)] == pytest.approx(our_schedule(config, 7), abs=1e-9)
+
+
+def test_both_sides_see_the_same_images(tmp_path: Path) -> None:
+    from conventional import TRAIN
+    from torchvision_images import MEAN, STD, data_loaders, divide, torchvision_root
+
+    write_idx(tmp_path, train=200)
+    ours = load(DataConfig(name="fashion-mnist", data_dir=str(tmp_path), train_size=100))
+    assert ours.train_fields == {"translate": TRAIN.translate, "flip": TRAIN.flip}
+    with torchvision_root(tmp_path) as root:
+        images = divide(root, train_size=100)
+        config = TRAIN.replace(translate=0, flip=False)
+        for split, batches in zip(
+            (ours.train, ours.val), data_loaders(images, config, 0, "cpu"), strict=True
+        ):
+            pairs = [batches.dataset[index] for index in range(len(batches.dataset))]
+            seen = torch.stack([image for image, _ in pairs]) * STD[0] + MEAN[0]
+            assert torch.equal((255 * seen).round().byte(), torch.from_numpy(split.images))
+            assert [label for _, label in pairs] == split.labels.tolist()
+
+
+def test_training_images_are_shifted_as_ours_are(tmp_path: Path) -> None:
+    from conventional import TRAIN
+    from torchvision_images import MEAN, STD, data_loaders, divide, torchvision_root
+
+    write_idx(tmp_path)
+    ours = load(DataConfig(name="fashion-mnist", data_dir=str(tmp_path)))
+    image = torch.from_numpy(ours.train.images[0, 0])
+    padded = nn.functional.pad(image, (2, 2, 2, 2))
+    shifted = [padded[y : y + 32, x : x + 32] for y in range(5) for x in range(5)]
+    possible = {bytes(i.numpy().tobytes()) for s in shifted for i in (s, s.flip(-1))}
+    with torchvision_root(tmp_path) as root:
+        batches, _ = data_loaders(divide(root), TRAIN, 0, "cpu")
+        torch.manual_seed(0)
+        draws = [batches.dataset[0][0][0] * STD[0] + MEAN[0] for _ in range(500)]
+    seen = {(255 * draw).round().byte().numpy().tobytes() for draw in draws}
+    assert seen == possible
+
+
+@pytest.mark.slow
+class TestThroughput:
+    """Each mode of the script at a tiny size."""
+
+    @staticmethod
+    def rows(launcher: Any, folder: Path, *arguments: object) -> list[list[str]]:
+        write_idx(folder, train=400)
+        process = launcher.start(
+            BENCHMARKS / "throughput.py", *arguments, "--data-dir", folder, "--repetitions", 1
+        ).wait(PATIENCE)
+        assert (process.status, process.stderr) == (0, "")
+        lines = [line for line in process.stdout.splitlines() if line.startswith("| ")]
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
+
+    FAST = ("--seconds", 0.1, "--batch-size", 16, "--models", "ViT(64, 6, patch 16)")
+
+    def test_configs(self, launcher: Any, tmp_path: Path) -> None:
+        rows = self.rows(launcher, tmp_path, "configs", *self.FAST)
+        assert [row[1].split(",")[0] for row in rows] == [
+            "conventional",
+            "conventional",
+            "visweep",
+        ]
+        assert rows[0][3] == "1.00 (1.00–1.00)"
+        assert all(float(row[4].removesuffix(" %")) > 0 for row in rows)
+
+    def test_seeds(self, launcher: Any, tmp_path: Path) -> None:
+        (row,) = self.rows(launcher, tmp_path, "seeds", *self.FAST, "--replicas", 2)
+        assert 0.5 < float(row[3].split()[0]) < 5.0
+
+    def test_sweep(self, launcher: Any, tmp_path: Path) -> None:
+        small = ("--trials", 2, "--epochs", 2, "--train-size", 64, *self.FAST[:4])
+        rows = self.rows(launcher, tmp_path, "sweep", *small)
+        assert [row[0].split(",")[0] for row in rows] == ["conventional", "visweep"]
+        assert all(0 < float(row[4].removesuffix(" %")) < 50 for row in rows)
+
+    def test_accuracy(self, launcher: Any, tmp_path: Path) -> None:
+        small = ("--runs", 2, "--epochs", 1, "--train-size", 64, *self.FAST)
+        (row,) = self.rows(launcher, tmp_path, "accuracy", *small)
+        assert row[4] in ("shown", "not shown")

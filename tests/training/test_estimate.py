@@ -1,0 +1,191 @@
+"""The estimate of a configuration, and the probe that calibrates it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
+from visweep.errors import OutOfMemory
+from visweep.training import calibrations
+from visweep.training.estimate import (
+    EVALUATED,
+    Calibration,
+    Images,
+    amounts,
+    estimate,
+    memory_amounts,
+    priced,
+    seconds_per_epoch,
+)
+from visweep.training.evaluate import BATCH_SIZES
+from visweep.training.probe import calibrate, measure, prices, synthetic
+
+CPU = torch.device("cpu")
+CALIBRATION = Calibration(
+    device="cpu",
+    precision="float32",
+    step={"passes": 2.0},
+    evaluation={"passes": 0.5},
+    memory={"process": 1000.0, "parameters": 4.0},
+)
+
+
+def held(model: ModelConfig, train: TrainConfig, precision: str = "float32") -> dict[str, float]:
+    return memory_amounts(model, train, precision, "cpu")
+
+
+class TestAmounts:
+    def test_they_grow_with_images_and_replicas(self, model: ModelConfig) -> None:
+        one = amounts(model, 16, 1, training=True)
+        for many in (amounts(model, 48, 1, training=True), amounts(model, 16, 3, training=True)):
+            assert many["multiply-adds"] == 3 * one["multiply-adds"]
+            assert many["elements"] == 3 * one["elements"]
+            assert many["passes"] == one["passes"] == 1
+        assert amounts(model, 16, 3, training=True)["parameters"] == 3 * one["parameters"]
+
+    def test_they_are_linear_in_depth(self, vit: ViTConfig) -> None:
+        one, two, three = (
+            amounts(vit.replace(depth=depth), 16, 1, training=True) for depth in (1, 2, 3)
+        )
+        for name in one:
+            assert three[name] - two[name] == two[name] - one[name]
+
+    def test_masks_are_drawn_where_there_is_dropout(self, vit: ViTConfig) -> None:
+        def masks(training: bool = True, **rates: float) -> float:
+            model = vit.replace(**{"drop": 0.0, "attn_drop": 0.0, **rates})
+            return amounts(model, 16, 1, training=training)["masks"]
+
+        assert masks() == 0
+        assert 0 < masks(attn_drop=0.1) < masks(attn_drop=0.1, drop=0.1)
+        assert masks(drop=0.1, training=False) == 0
+
+    def test_memory_is_counted_in_bytes(self, model: ModelConfig, train: TrainConfig) -> None:
+        wide, narrow = (held(model, train, p) for p in ("float32", "bfloat16"))
+        assert wide["stored"] == 2 * narrow["stored"] > 0
+        assert wide["parameters"] == narrow["parameters"] > 0
+        double = held(model, train.replace(batch_size=2 * train.batch_size))
+        assert double["stored"] == 2 * wide["stored"]
+        assert double["parameters"] == wide["parameters"]
+
+    def test_what_a_convnet_keeps_depends_on_its_block(self, convnet: ConvNetConfig) -> None:
+        stored = [
+            held(convnet.replace(block=block), TrainConfig())["stored"]
+            for block in ("basic", "late_relu", "preadd_relu")
+        ]
+        assert stored[0] == stored[1] < stored[2]
+
+
+class TestEstimate:
+    def test_an_epoch_is_its_steps_and_its_evaluations(self, vit: ViTConfig) -> None:
+        train = TrainConfig(batch_size=10, precision="float32")
+        for val, evaluations in ((1, 1), (128, 1), (129, 2), (256, 2)):
+            found = seconds_per_epoch(vit, train, Images(109, val), CALIBRATION)
+            assert found == 10 * 2.0 + evaluations * 0.5
+
+    def test_it_tells_everything(self, vit: ViTConfig) -> None:
+        found = estimate(vit, TrainConfig(precision="float32"), Images(64, 1), CALIBRATION)
+        assert found.seconds_per_epoch == 2.5
+        assert found.peak_memory == 1000 + 4 * 4 * found.num_params
+        assert found.multiply_adds > found.num_params > 0
+
+    def test_images_of_an_evaluation_are_what_it_takes(self) -> None:
+        assert EVALUATED == BATCH_SIZES
+
+    def test_a_calibration_survives_json(self) -> None:
+        stored = json.loads(json.dumps(CALIBRATION.to_json()))
+        assert Calibration.from_json(stored) == CALIBRATION
+        with pytest.raises(TypeError):
+            Calibration.from_json({**stored, "unknown": 1})
+
+
+class TestPrices:
+    def test_they_are_found(self) -> None:
+        counted = [{"a": 1.0, "b": float(n), "c": float(n * n)} for n in range(1, 6)]
+        found = prices(counted, [3.0 + 1e-3 * n * n for n in range(1, 6)])
+        assert found == pytest.approx({"a": 3.0, "b": 0.0, "c": 1e-3}, abs=1e-9)
+
+    def test_none_is_below_zero(self) -> None:
+        counted = [{"a": 1.0, "b": float(n)} for n in range(1, 6)]
+        found = prices(counted, [10.0 - n for n in range(1, 6)])
+        assert min(found.values()) >= 0
+
+    def test_an_amount_that_is_never_there_costs_nothing(self) -> None:
+        counted = [{"a": 1.0, "b": 0.0} for _ in range(3)]
+        assert prices(counted, [2.0, 2.0, 2.0]) == pytest.approx({"a": 2.0, "b": 0.0})
+
+
+class TestProbe:
+    def test_a_small_probe(self, model: ModelConfig, train: TrainConfig) -> None:
+        """Rough, since the models are tiny: the order of magnitude, and which is dearer."""
+        train = train.replace(seeds=(1,))
+        larger = (
+            model.replace(depths=(2, 2))
+            if isinstance(model, ConvNetConfig)
+            else model.replace(depth=8)
+        )
+        calibration = calibrate([(model, train), (larger, train)], CPU)
+        assert Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
+        images = Images(train.batch_size, EVALUATED["cpu"])
+        measured = measure(larger, train, synthetic(larger, train, CPU))
+        found = estimate(larger, train, images, calibration)
+        assert found.seconds_per_epoch == pytest.approx(measured.step + measured.evaluation, rel=2)
+        assert found.seconds_per_epoch > seconds_per_epoch(model, train, images, calibration)
+
+    def test_memory_of_a_batch_is_measured(self, train: TrainConfig) -> None:
+        model = ViTConfig(image_size=32, patch_size=4, embed_dim=128, depth=4, num_heads=4)
+        train = train.replace(batch_size=64, seeds=(1,))
+        measured = measure(model, train, synthetic(model, train, CPU))
+        counted = held(model, train)
+        least = counted["stored"] + 4 * counted["parameters"]
+        assert 0.7 * least < measured.memory < 2 * least
+
+    def test_what_does_not_fit_is_left_out(self, vit: ViTConfig, train: TrainConfig) -> None:
+        vast = vit.replace(embed_dim=2**22)
+        found = calibrate([(vit, train), (vast, train)], CPU)
+        assert priced(amounts(vit, 16, 2, training=True), found.step) > 0
+        with pytest.raises(OutOfMemory, match="the smallest model does not fit in memory"):
+            calibrate([(vast, train)], CPU)
+
+
+class TestCalibrations:
+    @pytest.fixture(autouse=True)
+    def _cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("VISWEEP_CACHE", str(tmp_path / "cache"))
+
+    def test_one_is_kept_for_each_device_and_what_was_tried(self) -> None:
+        paths = {
+            calibrations.path_of("cpu", threads, probed)
+            for threads in (1, 2)
+            for probed in ("a", "b")
+        }
+        assert len(paths) == 4
+        path = calibrations.path_of("cpu", 1, "a")
+        assert calibrations.read(path) is None
+        calibrations.write(path, CALIBRATION)
+        assert calibrations.read(path) == CALIBRATION
+        other = replace(CALIBRATION, step={"passes": 3.0})
+        calibrations.write(path, other)
+        assert calibrations.read(path) == other
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", '{"device": "cpu"}', "null"])
+    def test_a_damaged_one_is_made_anew(
+        self, content: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = calibrations.path_of("cpu", 1, "a")
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+        assert calibrations.read(path) is None
+        assert "is made anew" in caplog.text
+
+    def test_where_nothing_can_be_kept_a_line_says_so(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "cache").write_text("no folder")
+        path = calibrations.path_of("cpu", 1, "a")
+        calibrations.write(path, CALIBRATION)
+        assert "is not cached" in caplog.text
