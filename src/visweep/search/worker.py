@@ -30,6 +30,7 @@ from visweep.storage.budget import fixed_parameters
 from visweep.storage.engine import DATABASE_ERRORS, storage_errors
 from visweep.storage.lease import Lease, LeaseLost
 from visweep.storage.specification import provenance
+from visweep.storage.tables import RUNG
 from visweep.training.results import OUT_OF_MEMORY, EpochResult, FitResult, OnEpoch
 
 KEPT_CHECKPOINTS = 3
@@ -252,7 +253,8 @@ class _TrialRun:
         if not checkpoint.exists():
             if trial.intermediate_values:
                 self._begins_anew("its checkpoint is missing")
-            self.opened.slots.start_over(self.lease)
+            if trial.intermediate_values or any(k.startswith(RUNG) for k in trial.system_attrs):
+                self.opened.slots.start_over(self.lease)
         try:
             return trainer.fit(model, train, **arguments)
         except CheckpointError as e:

@@ -32,7 +32,7 @@ from sqlalchemy.exc import DBAPIError
 from visweep.errors import StorageError, UsageError, VisweepError
 from visweep.folders import data_dir
 from visweep.storage import schema, server
-from visweep.storage.history import History, Wanted
+from visweep.storage.history import History, Wanted, read_trials
 from visweep.storage.retry import Patience
 from visweep.storage.tables import reports, studies, study_attributes, trials, user_attributes
 from visweep.storage.url import check_sqlite_file, parse, sqlite_path, without_password
@@ -302,10 +302,8 @@ class Storage(RDBStorage):
     get_study_id_from_name = patient(RDBStorage.get_study_id_from_name)
     get_study_name_from_id = patient(RDBStorage.get_study_name_from_id)
     get_study_directions = patient(RDBStorage.get_study_directions)
-    get_study_user_attrs = patient(RDBStorage.get_study_user_attrs)
     get_study_system_attrs = patient(RDBStorage.get_study_system_attrs)
     get_all_studies = patient(RDBStorage.get_all_studies)
-    get_trial = patient(RDBStorage.get_trial)
     get_trial_user_attrs = patient(RDBStorage.get_trial_user_attrs)
     get_trial_system_attrs = patient(RDBStorage.get_trial_system_attrs)
     get_trial_param = patient(RDBStorage.get_trial_param)
@@ -314,6 +312,35 @@ class Storage(RDBStorage):
     )
     get_all_trials = patient(RDBStorage.get_all_trials)
     get_best_trial = patient(RDBStorage.get_best_trial)
+
+    @patient
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """The user attributes of a study.
+
+        Raises:
+            KeyError: there is no such study.
+        """
+        there = sqlalchemy.select(studies.c.study_id).where(studies.c.study_id == study_id)
+        table = study_attributes
+        query = sqlalchemy.select(table.c.key, table.c.value_json)
+        with self.reading() as connection:
+            found = connection.execute(query.where(table.c.study_id == study_id)).all()
+            if not found and connection.execute(there).first() is None:
+                raise KeyError(f"no study has the id {study_id}")
+        return {key: json.loads(text) for key, text in found}
+
+    @patient
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """A trial as it is now.
+
+        Raises:
+            KeyError: there is no such trial.
+        """
+        with self.reading() as connection:
+            found = read_trials(connection, trials.c.trial_id == trial_id)
+        if not found:
+            raise KeyError(f"no trial has the id {trial_id}")
+        return found[0]
 
     @patient
     def _get_trials(

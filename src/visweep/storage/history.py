@@ -87,7 +87,7 @@ class History:
         new = [trial_id for trial_id, trial in found.items() if trial is None]
         if new:
             which = trials.c.trial_id.in_(new) if len(new) <= _MOST_IDS else wanted.condition()
-            read = _read(connection, which)
+            read = read_trials(connection, which)
             found.update((t._trial_id, t) for t in read if t._trial_id in found)
         whole = [trial for trial in found.values() if trial is not None]
         self._waiting.update((t._trial_id, t) for t in whole if t.state == TrialState.WAITING)
@@ -102,7 +102,7 @@ class History:
         return None
 
 
-def _read(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[FrozenTrial]:
+def read_trials(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[FrozenTrial]:
     """Whole trials, with one query per table."""
     query = sa.select(trials).where(which).order_by(trials.c.trial_id)
     found = {row.trial_id: _bare(row) for row in connection.execute(query)}

@@ -90,7 +90,7 @@ class Patience:
             return attempt()
         self._thread.inside = True
         try:
-            result: Result = self._retrying()(self.once, attempt)
+            result = self._attempted(attempt)
         except BaseException as e:
             # Whoever gave up, or was told to, does not wait again to tidy up.
             self._exhausted = is_passing(e) or isinstance(e, KeyboardInterrupt)
@@ -98,6 +98,15 @@ class Patience:
         finally:
             self._thread.inside = False
         self._back()
+        return result
+
+    def _attempted(self, attempt: Callable[[], Result]) -> Result:
+        try:
+            return self.once(attempt)
+        except Exception as e:
+            if self._exhausted or not is_passing(e):
+                raise
+        result: Result = self._retrying()(self.once, attempt)
         return result
 
     def once(self, attempt: Callable[[], Result]) -> Result:
@@ -130,7 +139,7 @@ class Patience:
         return Retrying(
             retry=retry_if_exception(is_passing),
             wait=wait_random_exponential(FIRST_WAIT, LONGEST_WAIT),
-            stop=stop_after_delay(0.0 if self._exhausted else LIMIT),
+            stop=stop_after_delay(LIMIT),
             before_sleep=self._tell,
             reraise=True,
         )
