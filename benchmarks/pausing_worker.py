@@ -48,6 +48,7 @@ class Plan:
         epochs: of a trial.
         seconds: that an epoch pauses.
         pruner: name of the pruner.
+        sampler: name of the sampler.
         timeout: seconds after which a worker stops; None for when all trials are finished.
     """
 
@@ -58,6 +59,7 @@ class Plan:
     seconds: float
     pruner: str = "none"
     timeout: float | None = None
+    sampler: str = "random"
 
     @property
     def log(self) -> Path:
@@ -155,14 +157,14 @@ def _open(storage: Storage, plan: Plan) -> OpenStudy:
 
 
 def _specification(plan: Plan) -> Specification:
-    """Random proposals: what is measured is the storage, not a model of the history."""
+    """Random proposals, as a rule: what is measured is the storage, not a model of the history."""
     return Specification(
         space=SPACE,
         data=DataConfig(),
         fingerprint="of nothing",
         model=ViTConfig(patch_size=16, embed_dim=8, depth=1, num_heads=2),
         train=TrainConfig(epochs=plan.epochs, precision="float32"),
-        sampler="random",
+        sampler=plan.sampler,
         pruner=plan.pruner,
         seed=0,
     )

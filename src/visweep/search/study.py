@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,9 @@ class OpenStudy:
         first = self.specification.baseline()
         self.slots.set_budget(self.study.user_attrs[BUDGET], first=first)
 
-    def progress(self) -> Progress:
-        """How far the study is, all workers counted."""
-        trials = self.trials()
+    def progress(self, trials: Sequence[FrozenTrial] | None = None) -> Progress:
+        """How far the study is, all workers counted; by its `trials` where they were just read."""
+        trials = self.trials() if trials is None else trials
         count = Counter(t.state for t in trials)
         finished = [t for t in trials if t.state in FINISHED and t.value is not None]
         # What a pruned trial would have come to, nobody knows.

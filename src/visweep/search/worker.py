@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import traceback
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -210,12 +211,13 @@ class _TrialRun:
         """
         if self.state == TrialState.RUNNING:
             return
-        self._thin_checkpoints()
+        trials = self.opened.trials()
+        self._thin_checkpoints(trials)
         failed = self.state == TrialState.FAIL
         shown = self.view(state="failed" if failed else self.state.name.lower(), ended=self.ended)
-        self.worker.watcher.ended(shown, self.opened.progress())
+        self.worker.watcher.ended(shown, self.opened.progress(trials))
         if failed:
-            if self._failed_alike() >= SAME_FAILURES:
+            if _failed_alike(trials) >= SAME_FAILURES:
                 raise SweepFailed(
                     f"{SAME_FAILURES} trials in a row failed for the same cause: {self.ended}"
                 )
@@ -312,16 +314,13 @@ class _TrialRun:
             self._tell(state, result.history[-1].mean_val_accuracy)
         else:
             state = TrialState.PRUNED
-            self._tell(state, None)
+            self._tell(state, self._last_value())
         self.state, self.ended = state, ended
 
     def _tell(self, state: TrialState, value: float | None) -> None:
-        try:
-            self.opened.study.tell(self.lease.number, value, state)
-        except ValueError:
-            # Optuna looks before it writes: who has adopted the trial may have finished it.
-            self.opened.slots.renew(self.lease)
-            raise
+        """End the trial; its own fence tells whether somebody else has done so."""
+        values = None if value is None else [value]
+        self.opened.storage.set_trial_state_values(self.lease.trial_id, state, values)
 
     def _give_up(self, error: OutOfMemory) -> None:
         """A result like any other: this configuration cannot be trained here."""
@@ -330,14 +329,19 @@ class _TrialRun:
         self.opened.storage.set_trial_attributes(
             self.lease.trial_id, {**attributes, "epochs": len(self.curve), **self._whereabouts()}
         )
-        self._tell(TrialState.PRUNED, None)
+        self._tell(TrialState.PRUNED, self._last_value())
         self.state, self.ended = TrialState.PRUNED, OUT_OF_MEMORY
+
+    def _last_value(self) -> float | None:
+        """What a pruned trial came to, as `study.tell` has it."""
+        last = self.curve.get(max(self.curve, default=0))
+        return last if last is not None and isfinite(last) else None
 
     def _whereabouts(self) -> dict[str, Any]:
         return {"device": self.worker.trainer.device, "provenance": self.worker.provenance}
 
-    def _thin_checkpoints(self) -> None:
-        finished = [t for t in self.opened.trials() if t.state.is_finished()]
+    def _thin_checkpoints(self, trials: Sequence[FrozenTrial]) -> None:
+        finished = [t for t in trials if t.state.is_finished()]
         ranked = sorted(
             (t for t in finished if t.state == TrialState.COMPLETE),
             key=lambda t: t.value or 0.0,
@@ -358,18 +362,19 @@ class _TrialRun:
         self.opened.storage.set_trial_state_values(self.lease.trial_id, TrialState.FAIL)
         self.state, self.ended = TrialState.FAIL, cause
 
-    def _failed_alike(self) -> int:
-        """How many of the last finished trials failed for the cause of the last one."""
-        # By number, since clocks may be set back; trials are begun in this order.
-        finished = [t for t in self.opened.trials() if t.state.is_finished()]
-        latest_first = sorted(finished, key=lambda t: t.number, reverse=True)
-        count = 0
-        for trial in latest_first:
-            same = trial.user_attrs.get("ended") == latest_first[0].user_attrs.get("ended")
-            if trial.state != TrialState.FAIL or not same:
-                break
-            count += 1
-        return count
+
+def _failed_alike(trials: Sequence[FrozenTrial]) -> int:
+    """How many of the last finished trials failed for the cause of the last one."""
+    # By number, since clocks may be set back; trials are begun in this order.
+    finished = [t for t in trials if t.state.is_finished()]
+    latest_first = sorted(finished, key=lambda t: t.number, reverse=True)
+    count = 0
+    for trial in latest_first:
+        same = trial.user_attrs.get("ended") == latest_first[0].user_attrs.get("ended")
+        if trial.state != TrialState.FAIL or not same:
+            break
+        count += 1
+    return count
 
 
 def _attributes(result: FitResult) -> dict[str, Any]:

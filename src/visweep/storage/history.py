@@ -7,8 +7,8 @@ history is looked at, it reads anew what has not finished, which includes every 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -58,18 +58,28 @@ class Wanted:
 
     def holds(self, row: sa.Row[*tuple[Any, ...]]) -> bool:
         """Whether a row of the table `trials` is wanted."""
-        fresh = row.trial_id > self.after or row.trial_id in self.known
-        return fresh and (self.states is None or row.state in self.states)
+        return self._fresh(row.trial_id) and self._in(row.state)
+
+    def asks(self, trial: FrozenTrial) -> bool:
+        """Whether a trial is wanted."""
+        return self._fresh(trial._trial_id) and self._in(trial.state)
+
+    def _fresh(self, trial_id: int) -> bool:
+        return trial_id > self.after or trial_id in self.known
+
+    def _in(self, state: TrialState) -> bool:
+        return self.states is None or state in self.states
 
 
 class History:
     """Reads trials, and those that wait only once: nothing of a trial changes until it begins.
 
-    What another tool adds to a waiting trial is seen when it has begun.
+    What another tool adds to a waiting trial is seen when it has begun. That they still wait is
+    counted, not read: there may be thousands.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[int, FrozenTrial] = {}
+        self._waiting: dict[int, dict[int, FrozenTrial]] = {}
 
     def read(self, connection: sa.Connection, wanted: Wanted) -> list[FrozenTrial]:
         """Trials of a study, in the order of their ids; times are this machine's, as Optuna's.
@@ -79,27 +89,55 @@ class History:
         """
         there = sa.select(studies.c.study_id).where(studies.c.study_id == wanted.study_id)
         if connection.execute(there).first() is None:
+            self._waiting.pop(wanted.study_id, None)
             raise KeyError(f"no study has the id {wanted.study_id}")
-        columns = (trials.c.trial_id, trials.c.number, trials.c.state)
-        query = sa.select(*columns).where(wanted.condition()).order_by(trials.c.trial_id)
-        rows = [row for row in connection.execute(query) if wanted.holds(row)]
-        found = {row.trial_id: self._known(row) for row in rows}
-        new = [trial_id for trial_id, trial in found.items() if trial is None]
+        known = self._waiting.setdefault(wanted.study_id, {})
+        rows = _changed(connection, wanted, known) if known else None
+        if rows is None:
+            known.clear()
+            rows = _select(connection, wanted.condition())
+        for row in rows:
+            known.pop(row.trial_id, None)
+        new = [row.trial_id for row in rows if wanted.holds(row)]
+        found = dict(known)
         if new:
             which = trials.c.trial_id.in_(new) if len(new) <= _MOST_IDS else wanted.condition()
-            read = read_trials(connection, which)
-            found.update((t._trial_id, t) for t in read if t._trial_id in found)
-        whole = [trial for trial in found.values() if trial is not None]
-        self._waiting.update((t._trial_id, t) for t in whole if t.state == TrialState.WAITING)
-        return whole
+            read = {t._trial_id: t for t in read_trials(connection, which)}
+            found.update((trial_id, read[trial_id]) for trial_id in new if trial_id in read)
+        known.update((i, t) for i, t in found.items() if t.state == TrialState.WAITING)
+        return [found[trial_id] for trial_id in sorted(found) if wanted.asks(found[trial_id])]
 
-    def _known(self, row: sa.Row[*tuple[Any, ...]]) -> FrozenTrial | None:
-        """A trial that waits as it did; SQLite may give the id of a deleted one again."""
-        known = self._waiting.get(row.trial_id)
-        if known is not None and (row.number, row.state) == (known.number, known.state):
-            return known
-        self._waiting.pop(row.trial_id, None)
-        return None
+
+def _select(
+    connection: sa.Connection, condition: sa.ColumnElement[bool]
+) -> list[sa.Row[*tuple[Any, ...]]]:
+    columns = (trials.c.trial_id, trials.c.number, trials.c.state)
+    query = sa.select(*columns).where(condition).order_by(trials.c.trial_id)
+    return list(connection.execute(query))
+
+
+def _changed(
+    connection: sa.Connection, wanted: Wanted, known: Mapping[int, FrozenTrial]
+) -> list[sa.Row[*tuple[Any, ...]]] | None:
+    """The rows that are wanted or have changed, but for the trials that are known to wait and do.
+
+    None where some of those are gone, or others wait in their place: SQLite may give the id of a
+    deleted trial again.
+    """
+    between = trials.c.trial_id.between(min(known), max(known))
+    waits = sa.and_(between, trials.c.state == TrialState.WAITING)
+    others = frozenset(wanted.known).difference(known)
+    asked = replace(wanted, known=others).condition()
+    of_study = trials.c.study_id == wanted.study_id
+    rows = _select(connection, sa.and_(of_study, sa.or_(asked, between), sa.not_(waits)))
+    begun = {row.trial_id for row in rows}
+    still = [t for trial_id, t in known.items() if trial_id not in begun]
+    count = sa.select(
+        sa.func.count(), sa.func.sum(trials.c.trial_id), sa.func.sum(trials.c.number)
+    )
+    found = connection.execute(count.where(of_study, waits)).one()
+    expected = (len(still), sum(t._trial_id for t in still), sum(t.number for t in still))
+    return rows if tuple(value or 0 for value in found) == expected else None
 
 
 def read_trials(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[FrozenTrial]:

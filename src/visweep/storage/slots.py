@@ -73,6 +73,7 @@ class Slots:
         self.lease_seconds = lease_seconds
         # No clocks of two machines are compared: a heartbeat is timed by who watches it.
         self._seen: dict[int, tuple[tuple[int, int], float]] = {}
+        self._trial_ids: frozenset[int] = frozenset()
 
     @patient
     def set_budget(self, budget: int, first: Mapping[str, Any] | None = None) -> None:
@@ -126,11 +127,17 @@ class Slots:
             return len({h.pid for h in found if h is not None and h.here and not h.gone})
 
     @patient
-    def trial_ids(self) -> set[int]:
+    def trial_ids(self) -> frozenset[int]:
         """The trials that have a slot; others were added by other tools."""
-        query = sa.select(slots.c.trial_id).where(slots.c.study_id == self._study_id)
+        mine = slots.c.study_id == self._study_id
+        tally = sa.select(sa.func.count(), sa.func.sum(slots.c.trial_id)).where(mine)
         with self._storage.reading() as connection:
-            return set(connection.execute(query).scalars())
+            count, total = connection.execute(tally).one()
+            # They seldom change, and there may be thousands.
+            if (count, total or 0) != (len(self._trial_ids), sum(self._trial_ids)):
+                query = sa.select(slots.c.trial_id).where(mine)
+                self._trial_ids = frozenset(connection.execute(query).scalars())
+        return self._trial_ids
 
     @patient
     def begin(
