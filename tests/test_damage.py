@@ -178,7 +178,7 @@ class TestTheDatabase:
         assert "malformed" in one_line(mine.run(4), 1)
         found = mine.launcher.run("visweep", "check", "--storage", mine.url)
         assert found.status == 1
-        assert "cannot be repaired: go back to a copy or a pack of it" in found.stdout
+        assert "repair: none; go back to a copy, or save what can still be read" in found.stdout
         self.require_recovery(mine)
 
 

@@ -72,7 +72,6 @@ def test_two_machines_go_on_apart_and_are_united(
     assert ours[:3] == theirs[:3]
     assert not set(ours[3:]) & set(theirs[3:])
     merged = here.parent / "merged"
-    merged.mkdir()
     said = visweep(
         launcher, "merge", here / "studies.db", there / "studies.db", "-o", merged / "studies.db",
         folder=here,
@@ -132,7 +131,7 @@ def test_what_cannot_be_repaired_is_said(launcher: Any, here: Path) -> None:
         connection.commit()
     for options in ([], ["--repair"]):
         found = visweep(launcher, "check", *options, folder=here, status=1)
-        assert "cannot be repaired: go back to a copy or a pack of it" in found.stdout
+        assert "repair: none; go back to a copy, or save what can still be read" in found.stdout
 
 
 CASES = {
@@ -147,6 +146,10 @@ CASES = {
     "half a pack": (["unpack", "half.visweep"], "FILE half.visweep damaged"),
     "no such database": (["merge", "no.db", "studies.db", "-o", "c.db"], "no.db"),
     "no database": (["merge", "text.visweep", "studies.db", "-o", "c.db"], "text.visweep SQLite"),
+    "a server": (
+        ["merge", "postgresql://ada:secret@db/x", "studies.db", "-o", "c.db"],
+        "postgresql:/ada:***@db/x SQLite pack",
+    ),
     "no target": (["merge", "studies.db", "studies.db"], "--output"),
     "a target that is there": (
         ["merge", "studies.db", "studies.db", "-o", "studies.db"],
@@ -154,7 +157,7 @@ CASES = {
     ),
     "artifacts that are there": (
         ["merge", "studies.db", "studies.db", "-o", "c.db"],
-        "--output artifacts merged/c.db",
+        "--output artifacts c/c.db",
     ),
     "nothing to check": (["check", "nigth-run"], "STUDY 'nigth-run' 'night-run'?"),
     "nothing to check in": (["check", "--storage", "sqlite:///no.db"], "--storage no.db"),

@@ -9,7 +9,7 @@ from visweep import text
 from visweep.cli import options as opt
 from visweep.cli.output import check_output, output_of
 from visweep.errors import UsageError
-from visweep.storage.url import check_folder
+from visweep.storage.url import check_folder, mask
 
 
 def register(app: typer.Typer) -> None:
@@ -90,7 +90,14 @@ def merge(
     """Unite studies that went on apart on two machines, in a new database."""
     from visweep.storage.merge import merge
 
-    check_output(output)
+    for path in (first, second):
+        if ":/" in str(path):
+            raise UsageError(
+                f"merge: {mask(str(path))} is no file; accepted: SQLite files (pack a study of a "
+                "server, and unpack it into one)"
+            )
+    # A folder of its own may be made for it.
+    check_output(output if output.parent.exists() else output.parent)
     for found in merge(first, second, output):
         budget = "" if found.budget is None else f" of {found.budget}"
         aside = (
@@ -132,7 +139,7 @@ def check(
         typer.echo("repaired, nothing is wrong" if repair else "nothing is wrong")
         return 0
     if repair:
-        typer.echo(f"still wrong: {wrong[0].what}; {wrong[0].remedy}")
+        typer.echo(f"still wrong: {wrong[0].what}")
     elif any(finding.can_be_mended for finding in wrong):
         again = f"visweep check{'' if study is None else f' {study}'} --repair"
         typer.echo(f"found {text.plural(len(wrong), 'fault')}; repair with: {again}")

@@ -24,7 +24,13 @@ from visweep.search.live import view_for
 from visweep.search.making import TrainerMaker
 from visweep.search.study import OpenStudy, open_study
 from visweep.search.summary import print_summary
-from visweep.search.threads import THREADS, default_workers, pinned_threads, usual_threads
+from visweep.search.threads import (
+    THREADS,
+    cores,
+    default_workers,
+    pinned_threads,
+    usual_threads,
+)
 from visweep.search.watch import Watcher
 from visweep.search.worker import Worker
 from visweep.storage.engine import Storage, open_storage, storage_errors
@@ -133,10 +139,14 @@ def work_on(console: Console, opened: OpenStudy, means: Means, command: str) -> 
 
 def _expected(opened: OpenStudy, means: Means) -> Expectation | None:
     """What trials will take here, if that is known without training any."""
-    wanted = means.workers or default_workers(means.device)
-    threads = opened.study.user_attrs.get(THREADS) or usual_threads(wanted, means.device)
     images = Images(len(means.dataset.train), len(means.dataset.val))
-    return expectation(opened.specification, images, means.device, threads)
+    return expectation(opened.specification, images, means.device, _threads(opened, means))
+
+
+def _threads(opened: OpenStudy, means: Means) -> int:
+    """Of each worker: the study's, or what it would get."""
+    wanted = means.workers or default_workers(means.device)
+    return opened.study.user_attrs.get(THREADS) or usual_threads(wanted, means.device)
 
 
 def _images(means: Means) -> Sequence[str]:
@@ -156,10 +166,13 @@ def _work(opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt) 
             "all see"
         )
     others = opened.slots.working_here()
-    if others and means.workers is None:
+    threads = _threads(opened, means)
+    wanted = means.workers or default_workers(means.device)
+    if others and means.device == "cpu" and (others + wanted) * threads > cores():
         view.note(
             f"{text.plural(others, 'worker')} of other commands train on this machine already; "
-            "all share its cores"
+            f"with {text.plural(threads, 'thread')} each, as the study began, all crowd its cores "
+            "and become slower"
         )
     with _workers(opened, means, view, interrupt) as workers:
         workers.run()

@@ -28,7 +28,7 @@ from visweep.search.interrupt import Interrupt
 from visweep.search.processes import context_with_torch
 from visweep.search.study import STOP, OpenStudy, join_study
 from visweep.search.watch import Progress, TrialView, Watcher
-from visweep.search.worker import SweepFailed, Trainer, Worker
+from visweep.search.worker import MOST_LOST, SweepFailed, Trainer, Worker
 from visweep.storage.engine import open_storage, storage_errors
 
 _PATIENCE_SECONDS = 10.0
@@ -55,6 +55,10 @@ class Job:
     data_dir: str | None
     artifacts: str | None
     make_trainer: Callable[[], Trainer]
+
+
+MOST_KILLS = 2 * MOST_LOST
+"""After so many kills without an epoch in between a worker is not replaced any more."""
 
 
 @dataclass
@@ -85,6 +89,7 @@ class Crew:
     watcher: Watcher
     interrupt: Interrupt
     _members: list[_Member] = field(default_factory=list)
+    _kills: int = 0
 
     def run(self) -> None:
         """Start the workers and wait for the last of them.
@@ -103,10 +108,9 @@ class Crew:
             self._conclude()
 
     def _start(self) -> None:
-        context = context_with_torch()
         for _ in range(self.count):
             if not self.interrupt.reason:
-                self._members.append(_start(context, self.job))
+                self._members.append(_start(context_with_torch(), self.job))
 
     def _follow(self) -> None:
         told = False
@@ -125,7 +129,7 @@ class Crew:
         except (EOFError, OSError):
             member.pipe.close()
             member.process.join()
-            self._tell_of_death(member)
+            self._bury(member)
             return
         if kind == "error":
             name, message = content
@@ -133,16 +137,30 @@ class Crew:
             self.watcher.note(f"worker {member.process.pid} gave up: {message}")
         else:
             _note_trial(member, kind, content)
+            if kind in ("advanced", "ended"):
+                self._kills = 0
             getattr(self.watcher, kind)(*content)
 
-    def _tell_of_death(self, member: _Member) -> None:
+    def _bury(self, member: _Member) -> None:
+        """Say how a worker ended, and start another in place of one that was killed."""
         code = member.process.exitcode or 0
+        replaced = code < 0 and self._may_replace()
         if code:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
             held = "" if member.trial is None else f" while it trained trial {member.trial}"
-            self.watcher.note(f"worker {member.process.pid} {how}{held}")
+            then = "; a new one takes its place" if replaced else ""
+            self.watcher.note(f"worker {member.process.pid} {how}{held}{then}")
         if member.trial is not None:
             self.watcher.left(member.trial)
+        if replaced:
+            self._members.append(_start(context_with_torch(), self.job))
+
+    def _may_replace(self) -> bool:
+        """Not for ever: what kills every worker would kill the next one, too."""
+        self._kills += 1
+        within = self._kills < MOST_KILLS and not self.interrupt.reason
+        hopeless = any(isinstance(m.error, SweepFailed) for m in self._members)
+        return within and not hopeless and self.opened.slots.unfinished() > 0
 
     def _signal(self, number: signal.Signals) -> None:
         for member in self._members:

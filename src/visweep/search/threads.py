@@ -17,7 +17,7 @@ _MOST_WORKERS = 8
 
 def default_workers(device: str) -> int:
     """One per core on the CPU: two of one thread are faster than one of two (RESULTS.md)."""
-    return min(_cores(), _MOST_WORKERS) if device == "cpu" else 1
+    return min(cores(), _MOST_WORKERS) if device == "cpu" else 1
 
 
 def pinned_threads(opened: OpenStudy, workers: int, device: str) -> int:
@@ -35,10 +35,10 @@ def usual_threads(workers: int | None, device: str) -> int:
     chosen = os.environ.get("OMP_NUM_THREADS", "")
     if chosen.isdecimal():
         return max(1, int(chosen))
-    return max(1, _cores() // (workers or default_workers(device)))
+    return max(1, cores() // (workers or default_workers(device)))
 
 
-def _cores() -> int:
+def cores() -> int:
     """Those that this process may use; a container may allow less than it shows."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1

@@ -45,7 +45,7 @@ from visweep.storage.tables import (
 )
 from visweep.storage.whereabouts import Artifacts
 
-HOPELESS = "cannot be repaired: go back to a copy or a pack of it"
+HOPELESS = "none; go back to a copy, or save what can still be read: visweep pack STUDY"
 _UNREADABLE = (ValueError, LookupError, TypeError)
 """What rows raise that are not what Optuna and we write."""
 

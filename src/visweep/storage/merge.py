@@ -69,8 +69,9 @@ def merge(first: Path, second: Path, target: Path) -> list[Merged]:
         if folder.exists():
             raise UsageError(
                 f"--output: {folder} is there already; give a file in a folder of its own, such "
-                f"as merged/{target.name}"
+                f"as {target.with_suffix('')}/{target.name}"
             )
+    target.parent.mkdir(exist_ok=True)
     made_folders: list[Path] = []
     try:
         for name, made, places in united:

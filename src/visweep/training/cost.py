@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from visweep.training.counts import multiply_adds, num_params
 from visweep.training.fit import Run
 from visweep.training.memory import insist
 
-_WARM_STEPS, _TIMED_STEPS = 1, 3
+_WARM_STEPS, _TIMED_STEPS = 2, 4
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,23 @@ def _measure(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Cost
     steps = itertools.cycle(range(len(run.factors)))
     for _ in range(_WARM_STEPS):
         run.step(next(steps), order)
-    _wait(data.device)
-    started = time.perf_counter()
-    for _ in range(_TIMED_STEPS):
-        run.step(next(steps), order)
-    _wait(data.device)
-    per_step = (time.perf_counter() - started) / _TIMED_STEPS
+    # The fastest of them: others use this machine, too.
+    seconds = [
+        _seconds(lambda: run.step(next(steps), order), data.device) for _ in range(_TIMED_STEPS)
+    ]
     return Cost(
         num_params=num_params(model),
         multiply_adds=multiply_adds(model),
-        seconds_per_epoch=per_step * run.steps_per_epoch,
+        seconds_per_epoch=min(seconds) * run.steps_per_epoch,
     )
+
+
+def _seconds(compute: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    started = time.perf_counter()
+    compute()
+    _wait(device)
+    return time.perf_counter() - started
 
 
 def _wait(device: torch.device) -> None:
