@@ -39,6 +39,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/storm.py
 	$(BIN)/python benchmarks/report_latency.py
 	$(BIN)/python benchmarks/large_study.py
+	$(BIN)/python benchmarks/per_trial.py
+	$(BIN)/python benchmarks/estimates.py
+	$(BIN)/python benchmarks/throughput.py configs
+	$(BIN)/python benchmarks/throughput.py seeds
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
