@@ -75,7 +75,7 @@ def test_seconds_are_judged_as_when_the_study_began(
     assert (done.status, done.stderr) == (0, "")
     judge = stored(tmp_path)["judge"]
     assert judge["train_images"] == 300
-    assert judge["calibration"]["step"]["passes"] >= 0
+    assert any(price > 0 for price in judge["calibration"]["step"].values())
     # As if another machine went on, of which nothing is known yet.
     elsewhere = {"VISWEEP_CACHE": str(tmp_path / "cache")}
     more = launcher.run(*run, "--trials", 3, **elsewhere)

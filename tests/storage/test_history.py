@@ -103,3 +103,32 @@ def test_a_study_that_was_deleted_has_no_history(storage: Storage, study_id: int
     storage.delete_study(study_id)
     with pytest.raises(KeyError):
         storage._get_trials(study_id, None, set(), -1)
+
+
+@everywhere
+def test_what_is_known_to_wait_is_read_again_when_it_has_changed(
+    storage: Storage, study_id: int
+) -> None:
+    """Begun, deleted, or another one under the number of one that was deleted."""
+    plain = RDBStorage(storage.url)
+
+    def compare(known: set[int], after: int = -1) -> None:
+        ours = storage._get_trials(study_id, None, known, after)
+        theirs = plain._get_trials(study_id, None, known, after)
+        assert _shown(ours) == _shown(sorted(theirs, key=lambda t: t._trial_id))
+
+    waiting = [_add(storage, study_id, TrialState.WAITING) for _ in range(6)]
+    compare(set())
+    compare(set(waiting), after=waiting[0] - 1)
+    storage.set_trial_state_values(waiting[1], TrialState.RUNNING)
+    storage.set_trial_user_attr(waiting[1], "ended", "soon")
+    compare(set(waiting), after=waiting[0] - 1)
+    storage.set_trial_state_values(waiting[1], TrialState.FAIL)
+    compare(set(waiting), after=waiting[2])
+    with storage.transaction() as connection:
+        connection.exec_driver_sql(f"DELETE FROM trials WHERE trial_id = {waiting[-1]}")
+    compare(set(waiting))
+    again = _add(storage, study_id, TrialState.WAITING, user_attrs={"is": "another"})
+    compare({*waiting, again})
+    plain.remove_session()
+    plain.engine.dispose()

@@ -283,7 +283,7 @@ def test_a_process_that_may_not_take_more(
     assert out.returncode == 0, out.stderr
     nothing, divided, whole = json.loads(out.stdout)
     assert "does not fit in memory" in nothing["error"]
-    assert nothing["cause"] == "RuntimeError"
+    assert nothing["cause"] in ("RuntimeError", "MemoryError")  # torch's, or NumPy's
     assert divided["micro_batch"] in sizes
     assert whole["micro_batch"] is None
     # Rounding, of 4 steps in float32.

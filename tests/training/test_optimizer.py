@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from visweep import models
 from visweep.config import ConvNetConfig, TrainConfig, ViTConfig
 from visweep.draws import Draws
-from visweep.models.layers import initialise
+from visweep.models.layers import BatchNorm2d, initialise
 from visweep.training.optimizer import AdamW, FlatParameters, learning_rate_factor, schedule
 
 CPU = torch.device("cpu")
@@ -222,3 +222,23 @@ class TestSchedule:
 
     def test_no_warm_up_starts_at_the_peak(self) -> None:
         assert schedule(TrainConfig(epochs=2, warmup_epochs=0.0), 3)[0] == 1.0
+
+
+@pytest.mark.parametrize("config", [VIT, CONVNET], ids=["vit", "convnet"])
+def test_a_narrow_copy_follows_the_values(config: ViTConfig | ConvNetConfig) -> None:
+    model = models.build(config, 2)
+    initialise(model, Draws(range(2), CPU, ("init",)))
+    parameters = FlatParameters(model, torch.float32, CPU, torch.bfloat16)
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm2d)]
+    wide = {id(p) for norm in norms for p in norm.parameters()}
+    assert bool(wide) == (config is CONVNET)
+    parameters.values.mul_(1.5)
+    parameters.refresh()
+    seen = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        expected = torch.float32 if id(parameter) in wide else torch.bfloat16
+        assert parameter.dtype == expected, name
+    parameters.widen()
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter.to(seen[name].dtype), seen[name]), name

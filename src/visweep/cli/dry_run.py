@@ -19,7 +19,7 @@ from visweep.cli.prepare import Prepared
 from visweep.config import ModelConfig, TrainConfig, with_parameters
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
-from visweep.errors import OutOfMemory
+from visweep.errors import OutOfMemory, VisweepError
 from visweep.search.probing import calibration
 from visweep.search.spaces import corners
 from visweep.search.threads import usual_threads
@@ -87,7 +87,7 @@ def _memory(prepared: Prepared) -> Callable[[ModelConfig, TrainConfig], str]:
     specification, device = prepared.specification, prepared.device
     try:
         found = calibration(specification, device, usual_threads(prepared.asked.workers, device))
-    except OutOfMemory:
+    except VisweepError:  # one column of several
         return lambda *_: "—"
     images = Images(len(prepared.dataset.train), len(prepared.dataset.val))
     return lambda model, train: text.memory(estimate(model, train, images, found).peak_memory)

@@ -32,6 +32,9 @@ from visweep.search.worker import MOST_LOST, SweepFailed, Trainer, Worker
 from visweep.storage.engine import open_storage, storage_errors
 
 _PATIENCE_SECONDS = 10.0
+MOST_KILLS = 2 * MOST_LOST
+"""A worker and those in its place are killed so often, without an epoch in between, before there
+is no other: what ends each of them would end the next one, too."""
 """A worker that was told to stop at once has so long to give its lease back."""
 _ERRORS: dict[str, type[VisweepError]] = {
     kind.__name__: kind for kind in (SweepFailed, StorageError, UsageError, DataError)
@@ -57,10 +60,6 @@ class Job:
     make_trainer: Callable[[], Trainer]
 
 
-MOST_KILLS = 2 * MOST_LOST
-"""After so many kills without an epoch in between a worker is not replaced any more."""
-
-
 @dataclass
 class _Member:
     """One worker process, as the crew knows it."""
@@ -69,6 +68,7 @@ class _Member:
     pipe: Connection
     trial: int | None = None
     error: VisweepError | None = None
+    kills: int = 0
 
 
 @dataclass
@@ -89,7 +89,6 @@ class Crew:
     watcher: Watcher
     interrupt: Interrupt
     _members: list[_Member] = field(default_factory=list)
-    _kills: int = 0
 
     def run(self) -> None:
         """Start the workers and wait for the last of them.
@@ -138,29 +137,37 @@ class Crew:
         else:
             _note_trial(member, kind, content)
             if kind in ("advanced", "ended"):
-                self._kills = 0
+                member.kills = 0
             getattr(self.watcher, kind)(*content)
 
     def _bury(self, member: _Member) -> None:
         """Say how a worker ended, and start another in place of one that was killed."""
         code = member.process.exitcode or 0
-        replaced = code < 0 and self._may_replace()
+        another = self._another(member) if code < 0 else None
         if code:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
             held = "" if member.trial is None else f" while it trained trial {member.trial}"
-            then = "; a new one takes its place" if replaced else ""
+            then = "" if another is None else "; a new one takes its place"
             self.watcher.note(f"worker {member.process.pid} {how}{held}{then}")
         if member.trial is not None:
             self.watcher.left(member.trial)
-        if replaced:
-            self._members.append(_start(context_with_torch(), self.job))
+        if another is not None:
+            self._members[self._members.index(member)] = another
 
-    def _may_replace(self) -> bool:
-        """Not for ever: what kills every worker would kill the next one, too."""
-        self._kills += 1
-        within = self._kills < MOST_KILLS and not self.interrupt.reason
+    def _another(self, member: _Member) -> _Member | None:
+        """One in its place; None where it would be in vain, or cannot be had."""
         hopeless = any(isinstance(m.error, SweepFailed) for m in self._members)
-        return within and not hopeless and self.opened.slots.unfinished() > 0
+        if hopeless or self.interrupt.reason or member.kills + 1 >= MOST_KILLS:
+            return None
+        if not self.opened.slots.unfinished():
+            return None
+        try:
+            another = _start(context_with_torch(), self.job)
+        except (SweepFailed, OSError) as e:
+            self.watcher.note(f"no worker can be started: {e}")
+            return None
+        another.kills = member.kills + 1
+        return another
 
     def _signal(self, number: signal.Signals) -> None:
         for member in self._members:

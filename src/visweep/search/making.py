@@ -33,6 +33,9 @@ class TrainerMaker:
 
         torch.set_num_threads(self.threads)
         device = torch.device(self.device)
+        if device.type == "cuda":
+            # What is asked of "the" GPU is then asked of this one.
+            torch.cuda.set_device(device)
         if isinstance(self.images, Dataset):
             return SharedTrainer(to_device(self.images, device, self.margin))
         return SharedTrainer(self.images.to(device))

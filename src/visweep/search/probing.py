@@ -136,7 +136,7 @@ def _made(configurations: list[_Configuration], device: str, threads: int) -> Ca
         process.join()
         ours.close()
     if "error" in said:
-        raise OutOfMemory(said["error"])
+        raise (OutOfMemory if said["memory"] else VisweepError)(said["error"])
     return Calibration.from_json(said)
 
 
@@ -151,5 +151,5 @@ def _probe(
     torch.set_num_threads(threads)
     try:
         pipe.send(calibrate(configurations, torch.device(device)).to_json())
-    except OutOfMemory as e:
-        pipe.send({"error": str(e)})
+    except VisweepError as e:
+        pipe.send({"error": str(e), "memory": isinstance(e, OutOfMemory)})

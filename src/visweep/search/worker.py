@@ -325,6 +325,8 @@ class _TrialRun:
     def _give_up(self, error: OutOfMemory) -> None:
         """A result like any other: this configuration cannot be trained here."""
         self.heartbeat.check()
+        # It may have been adopted, and not have come to its first epoch here.
+        self.curve = {**self.frozen().intermediate_values, **self.curve}
         attributes = {"ended": OUT_OF_MEMORY, "out_of_memory": str(error)}
         self.opened.storage.set_trial_attributes(
             self.lease.trial_id, {**attributes, "epochs": len(self.curve), **self._whereabouts()}

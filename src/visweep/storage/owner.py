@@ -72,8 +72,9 @@ def _host() -> str:
     if _MACHINE_ID.exists():
         identity = _MACHINE_ID.read_text().strip()[:12]
     else:
-        # Random where there is no network card: then nobody is known to be here.
-        identity = f"{uuid.getnode():012x}"
+        card = uuid.getnode()
+        # Without a network card it is a random number, another one in each process.
+        identity = _boot()[:12] if card >> 40 & 1 else f"{card:012x}"
     return "/".join((platform.node(), identity, str(space.readlink()) if space.exists() else ""))
 
 

@@ -50,9 +50,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if any(sign in said for sign in _SIGNS):
         return True
     if any(sign in said for sign in _DOUBTFUL_ON_A_GPU):
-        free, _ = torch.cuda.mem_get_info()
-        return free < _LITTLE_ON_A_GPU
+        return not _is_left_on_the_gpu(_LITTLE_ON_A_GPU)
     return any(sign in said for sign in _DOUBTFUL) and not _is_left(_LITTLE)
+
+
+def _is_left_on_the_gpu(size: int) -> bool:
+    """Whether the current GPU has so many bytes more; also where it cannot tell any more."""
+    try:
+        free, _ = torch.cuda.mem_get_info()
+    except RuntimeError:
+        return True
+    return free >= size
 
 
 def _is_left(size: int) -> bool:

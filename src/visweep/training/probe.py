@@ -62,7 +62,7 @@ def calibrate(
         OutOfMemory: none of them fits in memory.
     """
     _, train = configurations[0]
-    images = synthetic(configurations[0][0], train, device)
+    images = synthetic(configurations[0][0], _widest([t for _, t in configurations]), device)
     # What is only slow, or taken, the first time is no part of any trial's cost. The allocator
     # keeps pieces as large as the largest that it has seen given back.
     _attempted(*max(configurations, key=_stored), images)
@@ -120,6 +120,15 @@ def measure(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Measu
         OutOfMemory: it does not fit in memory.
     """
     return insist(lambda: _measured(model, train, data), "the model")
+
+
+def _widest(trains: Sequence[TrainConfig]) -> TrainConfig:
+    """For images that all of them can be trained on."""
+    return trains[0].replace(
+        batch_size=max(t.batch_size for t in trains),
+        translate=max(t.translate for t in trains),
+        flip=any(t.flip for t in trains),
+    )
 
 
 def _stored(configuration: tuple[ModelConfig, TrainConfig]) -> float:
