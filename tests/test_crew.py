@@ -135,7 +135,9 @@ def test_when_all_are_killed_it_says_so_and_can_go_on(
     assert process.status == 1
     assert process.stdout.count("a new one takes its place") >= MOST_KILLS - 2
     assert process.stderr == "error: all workers were ended from outside; run it again to go on\n"
-    require_whole(mine.finish(3), 3)
+    # One that five workers in a row were lost with has failed, and another took its place.
+    whole = [t for t in mine.finish(3) if t.state.name != "FAIL"]
+    require_whole(whole, 3)
 
 
 def test_when_the_command_is_killed_its_workers_end(

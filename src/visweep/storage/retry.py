@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from math import inf
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError, OperationalError
 from tenacity import (
@@ -101,12 +101,15 @@ class Patience:
         return result
 
     def _attempted(self, attempt: Callable[[], Result]) -> Result:
+        # The first attempt needs no retrying machinery, which costs more than most statements.
+        began = time.monotonic()
         try:
             return self.once(attempt)
         except Exception as e:
             if self._exhausted or not is_passing(e):
                 raise
-        result: Result = self._retrying()(self.once, attempt)
+            self._tell(e, began)
+        result: Result = self._retrying(began)(self.once, attempt)
         return result
 
     def once(self, attempt: Callable[[], Result]) -> Result:
@@ -135,22 +138,26 @@ class Patience:
         kept = stalled or getattr(self._thread, "failed", False)
         return now if kept else self._last_away
 
-    def _retrying(self) -> Retrying:
+    def _retrying(self, began: float) -> Retrying:
+        def tell(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            if error is not None:
+                self._tell(error, began)
+
         return Retrying(
             retry=retry_if_exception(is_passing),
             wait=wait_random_exponential(FIRST_WAIT, LONGEST_WAIT),
             stop=stop_after_delay(LIMIT),
-            before_sleep=self._tell,
+            before_sleep=tell,
             reraise=True,
         )
 
-    def _tell(self, state: RetryCallState) -> None:
-        if state.outcome is None or (state.seconds_since_start or 0.0) < NOTICE:
+    def _tell(self, error: BaseException, began: float) -> None:
+        if time.monotonic() - began < NOTICE:
             return
         with self._lock:
-            told, self._away_since = self._away_since, self._away_since or time.monotonic()
+            told, self._away_since = self._away_since, self._away_since or began
         if told is None:
-            error: Any = state.outcome.exception()
             _log.warning("waiting for the storage %s: %s", self._where, reason(error))
 
     def _back(self) -> None:
@@ -158,4 +165,4 @@ class Patience:
             since, self._away_since = self._away_since, None
             self._exhausted = False
         if since is not None:
-            _log.warning("the storage is back after %.0f s", time.monotonic() - since + NOTICE)
+            _log.warning("the storage is back after %.0f s", time.monotonic() - since)
