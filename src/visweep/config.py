@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -23,6 +23,8 @@ Config = TypeVar("Config", bound="_Config")
 @dataclass(frozen=True, kw_only=True)
 class _Config:
     kind: ClassVar[str]
+    free_in_bucket: ClassVar[Mapping[str, Any]] = {}
+    """In which fields configurations of one bucket may differ, and what stands there instead."""
 
     def __post_init__(self) -> None:
         for name, hint in _field_types(type(self)).items():
@@ -36,6 +38,11 @@ class _Config:
     def _require(self, holds: bool, field: str, accepted: str) -> None:
         if not holds:
             raise UsageError(f"{field}: {getattr(self, field)!r} is not {accepted}")
+
+    @property
+    def bucket(self: Config) -> Config:
+        """What those that can share a pass have in common: it is equal for them."""
+        return dataclasses.replace(self, **self.free_in_bucket)
 
     def replace(self: Config, **changes: Any) -> Config:
         """A copy with some fields changed; an unknown field is refused by name."""
@@ -51,6 +58,13 @@ class ViTConfig(_Config):
     """A Vision Transformer (Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929)."""
 
     kind: ClassVar[str] = "vit"
+    # Block l runs over the models that are deep enough, and heads only change a reshape.
+    free_in_bucket: ClassVar[Mapping[str, Any]] = {
+        "depth": 1,
+        "num_heads": 1,
+        "drop": 0.0,
+        "attn_drop": 0.0,
+    }
 
     image_size: int = 32
     """Height and width of the input, in pixels."""
@@ -98,6 +112,11 @@ class ViTConfig(_Config):
             self._require(0.0 <= getattr(self, field) < 1.0, field, "in [0, 1)")
 
     @property
+    def stack_order(self) -> tuple[int, ...]:
+        """Models of a bucket stack in this order: the deepest first, equal heads side by side."""
+        return (-self.depth, self.num_heads)
+
+    @property
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
 
@@ -111,6 +130,7 @@ class ConvNetConfig(_Config):
     """Residual stages of basic blocks (He et al. 2016, https://arxiv.org/abs/1512.03385)."""
 
     kind: ClassVar[str] = "convnet"
+    free_in_bucket: ClassVar[Mapping[str, Any]] = {"drop": 0.0}
 
     image_size: int = 32
     """Height and width of the input, in pixels."""
@@ -146,6 +166,11 @@ class ConvNetConfig(_Config):
         )
         self._require(0.0 <= self.drop < 1.0, "drop", "in [0, 1)")
 
+    @property
+    def stack_order(self) -> tuple[int, ...]:
+        """Models of a bucket stack in any order."""
+        return ()
+
 
 ModelConfig = ViTConfig | ConvNetConfig
 
@@ -155,6 +180,15 @@ class TrainConfig(_Config):
     """How a model is trained: AdamW with linear warm-up and cosine decay."""
 
     kind: ClassVar[str] = "train"
+    # Each replica has a schedule of its own, and its own update.
+    free_in_bucket: ClassVar[Mapping[str, Any]] = {
+        "epochs": 1,
+        "lr": 1.0,
+        "weight_decay": 0.0,
+        "warmup_epochs": 0.0,
+        "clip_norm": 1.0,
+        "seeds": (0,),
+    }
 
     epochs: int = 8
     """Passes over the training images."""
@@ -311,3 +345,9 @@ def with_parameters(
             value = (*entries[: int(index)], value, *entries[int(index) + 1 :])
         changes[part][field] = value
     return model.replace(**changes["model"]), train.replace(**changes["train"])
+
+
+def bucket_parameters(model: ModelConfig, train: TrainConfig, names: Iterable[str]) -> set[str]:
+    """Which of these parameters decide the bucket of a trial."""
+    free = {f for config in (model, train) for f in config.free_in_bucket}
+    return {name for name in names if name.partition(".")[0] not in free}

@@ -14,7 +14,8 @@ from visweep.data.dataset import Dataset, Split
 from visweep.data.resident import to_device
 from visweep.draws import Draws
 from visweep.errors import UsageError
-from visweep.training.fit import Run, fit
+from visweep.training.fit import fit
+from visweep.training.passes import Pass
 from visweep.training.results import EpochResult
 
 
@@ -125,7 +126,7 @@ def test_every_epoch_and_replica_takes_the_images_in_an_order_of_its_own(
     vit: ViTConfig, train: TrainConfig, quadrants: Dataset
 ) -> None:
     resident = to_device(quadrants, torch.device("cpu"))
-    run = Run(vit, train.replace(translate=0, flip=False), resident)
+    run = Pass.of(vit, train.replace(translate=0, flip=False), resident)
     known = resident.normalise(resident.train.images, torch.float32).flatten(1)
     seen: list[torch.Tensor] = []  # (K, B), which image each one is
 
@@ -135,7 +136,7 @@ def test_every_epoch_and_replica_takes_the_images_in_an_order_of_its_own(
 
     run.model.register_forward_pre_hook(identify)
     for epoch in (1, 2):
-        run.epoch(epoch)
+        run.epoch([epoch])
     assert [batch.shape for batch in seen] == [(2, 16)] * 10
     orders = [*torch.cat(seen[:5], 1), *torch.cat(seen[5:], 1)]
     for i, order in enumerate(orders):

@@ -12,7 +12,8 @@ from visweep.data.resident import to_device
 from visweep.draws import Draws
 from visweep.errors import OutOfMemory, UsageError
 from visweep.training.device import resolve_device
-from visweep.training.fit import Run, fit
+from visweep.training.fit import fit
+from visweep.training.passes import Pass
 
 pytestmark = [
     pytest.mark.gpu,
@@ -179,12 +180,12 @@ def test_a_divided_batch_trains_what_the_whole_one_does(
 ) -> None:
     train = train.replace(batch_size=100, precision="float64")
     data = to_device(many_quadrants, torch.device("cuda"))
-    whole, divided = Run(model, train, data), Run(model, train, data)
+    whole, divided = Pass.of(model, train, data), Pass.of(model, train, data)
     divided.micro.shrink_to(size)
     assert divided.micro.divided
     for run in (whole, divided):
         for epoch in range(1, train.epochs + 1):
-            run.epoch(epoch)
+            run.epoch([epoch])
     torch.testing.assert_close(divided.flat.values, whole.flat.values, rtol=0, atol=1e-8)
 
 

@@ -15,14 +15,16 @@ import pytest
 import torch
 from torch import nn
 
+from visweep import models
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import to_device
 from visweep.errors import OutOfMemory
-from visweep.training import fit as fit_module
 from visweep.training.cost import measure
-from visweep.training.fit import Run, fit
+from visweep.training.device import peak_memory
+from visweep.training.fit import fit
 from visweep.training.memory import attempt, insist, is_out_of_memory
+from visweep.training.passes import Pass
 from visweep.training.results import FitResult
 
 TOO_MUCH = 2**60
@@ -36,7 +38,7 @@ def starve(monkeypatch: pytest.MonkeyPatch, images: int, training: bool = True) 
 
     It does so in its head, when all other layers have run. Returns the models that are built.
     """
-    build = fit_module.models.build
+    stack = models.stack
     built: list[nn.Module] = []
 
     def hungry(head: nn.Module, arguments: tuple[torch.Tensor]) -> None:
@@ -44,12 +46,12 @@ def starve(monkeypatch: pytest.MonkeyPatch, images: int, training: bool = True) 
             torch.empty(TOO_MUCH, dtype=torch.uint8)
 
     def starved(*arguments: Any) -> nn.Module:
-        model = build(*arguments)
+        model = stack(*arguments)
         model.head.register_forward_pre_hook(hungry)
         built.append(model)
         return model
 
-    monkeypatch.setattr(fit_module.models, "build", starved)
+    monkeypatch.setattr(models, "stack", starved)
     return built
 
 
@@ -90,13 +92,13 @@ class TestDividing:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         starve(monkeypatch, 30)
-        run = Run(vit, exact, to_device(many_quadrants, CPU))
+        run = Pass.of(vit, exact, to_device(many_quadrants, CPU))
         seen: list[int] = []
         run.model.register_forward_pre_hook(
             lambda module, arguments: seen.append(arguments[0].shape[1])
         )
         for step in range(2):
-            run.step(step, torch.arange(100).expand(2, -1))
+            run.step([step], torch.arange(100).expand(2, -1))
         assert seen == [100, 50, *[25] * 4, *[25] * 4]
 
     def test_a_resumed_run_divides_as_before_and_is_bit_identical(
@@ -142,21 +144,21 @@ class TestDividing:
         self, vit: ViTConfig, train: TrainConfig, quadrants: Dataset
     ) -> None:
         """What a failed attempt took does not count."""
-        run = Run(vit, train, to_device(quadrants, CPU))
+        run = Pass.of(vit, train, to_device(quadrants, CPU))
         taken: list[torch.Tensor] = []
 
         def hungry(module: nn.Module, arguments: tuple[torch.Tensor]) -> None:
             if arguments[0].shape[1] == 16 and module.training:
                 taken[:] = [torch.ones(2**28, dtype=torch.uint8)]
-                peaks.append(fit_module.peak_memory(CPU))
+                peaks.append(peak_memory(CPU))
                 taken.clear()
                 torch.empty(TOO_MUCH, dtype=torch.uint8)
 
         peaks: list[int] = []
         run.model.register_forward_pre_hook(hungry)
-        run.epoch(1)
+        run.epoch([1])
         assert run.micro.size == 8
-        assert fit_module.peak_memory(CPU) < peaks[0] - 2**27
+        assert peak_memory(CPU) < peaks[0] - 2**27
 
 
 class TestNothingFits:
@@ -212,7 +214,7 @@ class TestNothingFits:
         def wrong(*_: Any) -> None:
             raise RuntimeError("could not create a primitive")
 
-        monkeypatch.setattr(Run, "_gradient", wrong)
+        monkeypatch.setattr(Pass, "_gradient", wrong)
         with pytest.raises(RuntimeError, match=r"^could not create a primitive$"):
             fit(vit, train, quadrants, device="cpu")
 

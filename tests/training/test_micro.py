@@ -7,8 +7,8 @@ from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
 from visweep.models.layers import ghosts
-from visweep.training.fit import Run
 from visweep.training.micro import MicroBatches
+from visweep.training.passes import Pass
 
 CPU = torch.device("cpu")
 
@@ -24,13 +24,13 @@ def exact(train: TrainConfig) -> TrainConfig:
     return train.replace(epochs=4, batch_size=100, precision="float64", seeds=(3, 5, 8))
 
 
-def divided(model: ModelConfig, train: TrainConfig, data: ResidentData, size: int) -> Run:
+def divided(model: ModelConfig, train: TrainConfig, data: ResidentData, size: int) -> Pass:
     """A run in micro-batches of `size` images, after its last step."""
-    run = Run(model, train, data)
+    run = Pass.of(model, train, data)
     run.micro.shrink_to(size)
     assert run.micro.size == size
     for epoch in range(1, train.epochs + 1):
-        run.epoch(epoch)
+        run.epoch([epoch])
     return run
 
 
@@ -51,8 +51,8 @@ def test_a_convnets_batch_is_divided_between_its_ghosts(
 def assert_the_same_is_trained(
     model: ModelConfig, train: TrainConfig, data: ResidentData, size: int
 ) -> None:
-    whole, parts = Run(model, train, data), divided(model, train, data, size)
-    losses = [whole.epoch(epoch).train_loss for epoch in range(1, train.epochs + 1)]
+    whole, parts = Pass.of(model, train, data), divided(model, train, data, size)
+    losses = [whole.epoch([epoch])[0].train_loss for epoch in range(1, train.epochs + 1)]
     assert len(losses) * whole.steps_per_epoch == 20
     torch.testing.assert_close(parts.flat.values, whole.flat.values, rtol=0, atol=1e-10)
     for one, other in zip(parts.model.buffers(), whole.model.buffers(), strict=True):

@@ -153,20 +153,20 @@ class TestAdamW:
                 for group in reference.param_groups:
                     group["lr"] = lr * factor
                 reference.step()
-            optimizer.step(factor)
+            optimizer.step([factor] * 3)
             for k, (alone, _, _) in enumerate(references):
                 for name, value in per_replica(model, k).items():
                     torch.testing.assert_close(value, alone[name], rtol=1e-12, atol=1e-12)
             if step == 5:  # go on with another optimiser, as after a resume
-                state = optimizer.state()
+                state = optimizer.state(range(3))
                 optimizer = AdamW(parameters, self.lrs, self.weight_decays)
-                optimizer.load_state(state)
+                optimizer.load_state(range(3), state)
 
     def test_decays_weight_matrices_only(self, config: ViTConfig | ConvNetConfig) -> None:
         """Without a gradient, decay alone moves a parameter."""
         model, parameters = flat(config, 1)
         parameters.values.fill_(1.0)
-        AdamW(parameters, [0.5], [0.1]).step(1.0)
+        AdamW(parameters, [0.5], [0.1]).step([1.0])
         moved = {name for name, p in model.named_parameters() if not (p == 1.0).all()}
         assert moved == set(DECAYED[config.kind])
         for name, p in model.named_parameters():
@@ -177,12 +177,12 @@ class TestAdamW:
         model, parameters = flat(config, 2)
         optimizer = AdamW(parameters, [1e-3, 1e-3], [0.1, 0.1])
         parameters.backward(loss_of(model, 2))
-        optimizer.step(1.0)
-        state = [{n: v.clone() for n, v in group.items()} for group in optimizer.state()]
+        optimizer.step([1.0] * 2)
+        state = [{n: v.clone() for n, v in group.items()} for group in optimizer.state(range(2))]
         other = AdamW(parameters, [1e-3, 1e-3], [0.1, 0.1])
-        other.load_state(state)
-        other.step(1.0)
-        for group, saved in zip(optimizer.state(), state, strict=True):
+        other.load_state(range(2), state)
+        other.step([1.0] * 2)
+        for group, saved in zip(optimizer.state(range(2)), state, strict=True):
             assert all(torch.equal(group[name], saved[name]) for name in saved)
 
 

@@ -134,12 +134,13 @@ def resume(
     data_dir: opt.DataDir = None,
     device: opt.Device = "auto",
     workers: opt.Workers = "auto",
+    pack: opt.Pack = 1,
     timeout: opt.Timeout = None,
 ) -> int:
     """Go on with a study, as the command that began it would; to extend it, run that command."""
     from visweep.cli.join import resume as go_on
 
-    local = _local(storage, artifacts, data_dir, device, workers, timeout)
+    local = _local(storage, artifacts, data_dir, device, workers, pack, timeout)
     return go_on(opt.console(), study, local)
 
 
@@ -158,12 +159,13 @@ def worker(
     data_dir: opt.DataDir = None,
     device: opt.Device = "auto",
     workers: opt.Workers = "auto",
+    pack: opt.Pack = 1,
     timeout: opt.Timeout = None,
 ) -> int:
     """Help with a study, from this or from another machine; what to train, the study says."""
     from visweep.cli.join import work
 
-    local = _local(storage, artifacts, data_dir, device, workers, timeout)
+    local = _local(storage, artifacts, data_dir, device, workers, pack, timeout)
     return work(opt.console(), study, local)
 
 
@@ -173,6 +175,7 @@ def _local(
     data_dir: Path | None,
     device: str,
     workers: str,
+    pack: int,
     timeout: str | None,
 ) -> "Local":
     from visweep.cli.join import Local
@@ -183,6 +186,7 @@ def _local(
         data_dir=data_dir,
         device=device,
         workers=opt.number_of_workers(workers),
+        pack=pack,
         timeout=opt.seconds(timeout),
     )
 

@@ -37,6 +37,7 @@ class Local:
     artifacts: str | None
     device: str
     workers: int | None
+    pack: int
     timeout: float | None
 
 
@@ -96,6 +97,7 @@ def _prepared(storage: Storage, study: str, url: str, local: Local) -> tuple[Ope
         artifacts=artifacts,
         device=device,
         workers=local.workers,
+        pack=local.pack,
         timeout=local.timeout,
     )
     return opened, means

@@ -137,6 +137,18 @@ Workers = Annotated[
         "auto takes one per core, at most 8, or one on a GPU.",
     ),
 ]
+Pack = Annotated[
+    int,
+    typer.Option(
+        "--pack",
+        metavar="P",
+        min=1,
+        rich_help_panel=TRAINING,
+        help="Trials that a process trains at the same time; those whose weights stack share each "
+        "pass, and the sampler fills passes, such as 4. It pays on a GPU that small models leave "
+        "idle.",
+    ),
+]
 Timeout = Annotated[
     str | None,
     typer.Option(

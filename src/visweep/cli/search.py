@@ -22,6 +22,7 @@ from visweep.search.expectation import Expectation, expectation
 from visweep.search.interrupt import Interrupt
 from visweep.search.live import view_for
 from visweep.search.making import TrainerMaker
+from visweep.search.packing import PackedWorker, make_worker
 from visweep.search.study import OpenStudy, open_study
 from visweep.search.summary import print_summary
 from visweep.search.threads import (
@@ -51,6 +52,7 @@ class Means:
         artifacts: where this machine finds the study's artifacts; None for where the study says.
         device: that trains.
         workers: how many processes; None for as many as suit the device.
+        pack: how many trials each of them trains at the same time.
         timeout: seconds after which to stop; None for never.
     """
 
@@ -60,6 +62,7 @@ class Means:
     artifacts: str | None
     device: str
     workers: int | None
+    pack: int
     timeout: float | None
 
 
@@ -84,6 +87,7 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
         artifacts=asked.artifacts,
         device=prepared.device,
         workers=asked.workers,
+        pack=asked.pack,
         timeout=asked.timeout,
     )
     with quietly_opened(asked.storage) as storage:
@@ -181,7 +185,7 @@ def _work(opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt) 
 @contextmanager
 def _workers(
     opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt
-) -> Iterator[Worker | Crew]:
+) -> Iterator[Worker | PackedWorker | Crew]:
     """One worker in this process, or a crew of processes that share the images."""
     wanted = means.workers or default_workers(means.device)
     maker = TrainerMaker(
@@ -190,17 +194,18 @@ def _workers(
         device=means.device,
         threads=pinned_threads(opened, wanted, means.device),
     )
-    count = min(wanted, opened.slots.unfinished())
+    count = min(wanted, -(-opened.slots.unfinished() // means.pack))
     with ExitStack() as stack:
         images = _shared_images(stack, means, maker.margin, view) if count > 1 else None
         if images is None:
-            yield Worker(opened, maker(), view, interrupt)
+            yield make_worker(opened, maker(), view, interrupt, means.pack)
             return
         job = Job(
             storage=means.storage,
             study=opened.name,
             data_dir=means.data_dir,
             artifacts=means.artifacts,
+            pack=means.pack,
             make_trainer=replace(maker, images=images),
         )
         yield Crew(opened, job, count, view, interrupt)

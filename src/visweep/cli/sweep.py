@@ -30,6 +30,7 @@ class SweepOptions:
     seeds: int
     device: str
     workers: int | None
+    pack: int
     sampler: str
     pruner: str
     duplicates: str
@@ -70,6 +71,7 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
         seeds: own.Seeds = 1,
         device: opt.Device = "auto",
         workers: opt.Workers = "auto",
+        pack: opt.Pack = 1,
         sampler: own.Sampler = "tpe",
         pruner: own.Pruner = "halving",
         duplicates: own.Duplicates = "replicate",
@@ -98,6 +100,7 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
             seeds=seeds,
             device=device,
             workers=opt.number_of_workers(workers),
+            pack=pack,
             sampler=sampler,
             pruner=pruner,
             duplicates=duplicates,

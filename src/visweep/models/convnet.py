@@ -7,6 +7,8 @@ Images travel as (B, K·C, H, W), so that a grouped convolution serves all repli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,11 +58,14 @@ class ConvNet(nn.Module):
 
     `forward` takes normalised images (K, B, C, H, W) and returns logits (K, B, num_classes).
     While training, dropout needs the step's `draws`.
+
+    Args:
+        configs: one per replica; equal but for what `ConvNetConfig.bucket` leaves out.
     """
 
-    def __init__(self, config: ConvNetConfig, replicas: int = 1) -> None:
+    def __init__(self, configs: Sequence[ConvNetConfig]) -> None:
         super().__init__()
-        self.config = config
+        config, replicas = configs[0], len(configs)
         self.replicas = replicas
         self.stem = Conv2d(replicas, config.in_chans, config.widths[0], size=3)
         self.stem_norm = BatchNorm2d(replicas, config.widths[0])
@@ -72,7 +77,7 @@ class ConvNet(nn.Module):
                 blocks.append(BasicBlock(config.block, replicas, channels, width, stride))
                 channels = width
         self.blocks = nn.ModuleList(blocks)
-        self.drop = Dropout((config.drop,) * replicas, "drop")
+        self.drop = Dropout([c.drop for c in configs], "drop")
         self.head = Linear(replicas, channels, config.num_classes)
 
     def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:

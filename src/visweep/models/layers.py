@@ -40,12 +40,20 @@ class Stacked(nn.Module):
         raise NotImplementedError
 
 
-def initialise(model: nn.Module, draws: Draws) -> None:
-    """Draw all parameters of a model; each module's from a stream of its own, keyed by name."""
+def initialise(model: nn.Module, draws: Draws, replicas: Sequence[int] | None = None) -> None:
+    """Draw the parameters of a model; each module's from a stream of its own, keyed by name.
+
+    Args:
+        model: the model.
+        draws: of all its replicas.
+        replicas: those that are to be drawn; None for all.
+    """
+    wanted = range(len(draws)) if replicas is None else replicas
     with torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, Stacked):
-                for replica in range(len(draws.seeds)):
+                rows = len(next(module.parameters()))
+                for replica in (r for r in wanted if r < rows):
                     module.init_replica(replica, draws.generator(replica, name))
 
 
@@ -113,13 +121,15 @@ class Dropout(nn.Module):
 
     Args:
         rates: probability of a zero, one per replica.
-        place: names this layer's stream of random draws; unique within the model.
+        place: names this layer's stream of random draws; unique within a replica's model.
+        first: which of the model's replicas the first one is, where not all come here.
     """
 
-    def __init__(self, rates: tuple[float, ...], place: str) -> None:
+    def __init__(self, rates: Sequence[float], place: str, first: int = 0) -> None:
         super().__init__()
-        self.rates = rates
+        self.rates = tuple(rates)
         self.place = place
+        self.first = first
 
     @property
     def active(self) -> bool:
@@ -130,8 +140,8 @@ class Dropout(nn.Module):
             return x
         if draws is None:
             raise ValueError(f"dropout at {self.place!r} needs draws while training")
-        mask = draws.dropout_mask(tuple(x.shape[1:]), self.rates, x.dtype, self.place)
-        return x * mask
+        mine = draws.rows(self.first, self.first + len(self.rates))
+        return x * mine.dropout_mask(tuple(x.shape[1:]), self.rates, x.dtype, self.place)
 
 
 class Conv2d(Stacked):

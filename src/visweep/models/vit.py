@@ -1,10 +1,15 @@
 """The Vision Transformer of Dosovitskiy et al. 2021, for K replicas at once.
 
+Replicas may differ in depth, heads and dropout. They come with the deepest first, so that block l
+runs over the first so many of them, and its parameters have no more rows than that.
+
 K  replicas    B  images    C  channels    T  tokens    D  embed_dim    H  heads
 P  height and width of a patch
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,38 +19,67 @@ from visweep.draws import Draws
 from visweep.models.layers import Dropout, LayerNorm, Linear, Stacked, attention
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention over (K, B, T, D)."""
+class Heads(nn.Module):
+    """Attention of successive replicas that have equally many heads.
 
-    def __init__(self, config: ViTConfig, replicas: int, place: str) -> None:
+    Args:
+        configs: one per replica.
+        first: which of the model's replicas the first of them is.
+        place: names the layer's stream of random draws.
+    """
+
+    def __init__(self, configs: Sequence[ViTConfig], first: int, place: str) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
-        self.qkv = Linear(replicas, config.embed_dim, 3 * config.embed_dim)
-        self.attn_drop = Dropout((config.attn_drop,) * replicas, f"{place}.attn_drop")
-        self.proj = Linear(replicas, config.embed_dim, config.embed_dim)
-        self.proj_drop = Dropout((config.drop,) * replicas, f"{place}.proj_drop")
+        self.rows = slice(first, first + len(configs))
+        self.num_heads = configs[0].num_heads
+        self.attn_drop = Dropout([c.attn_drop for c in configs], place, first)
 
-    def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
-        K, B, T, D = x.shape
-        qkv = self.qkv(x.flatten(1, 2)).view(K, B, T, 3, self.num_heads, D // self.num_heads)
+    def forward(self, qkv: Tensor, draws: Draws | None) -> Tensor:
+        """(K, B, T, 3 D) to (K, B, T, D)."""
+        K, B, T, width = qkv.shape
+        D = width // 3
+        qkv = qkv.view(K, B, T, 3, self.num_heads, D // self.num_heads)
         # One copy here; products of views would copy each of them, in every product.
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).contiguous().unbind()
         mixed = attention(q, k, v, self.attn_drop, draws)  # (K, B, H, T, D/H)
-        mixed = mixed.transpose(2, 3).reshape(K, B * T, D)
-        out: Tensor = self.proj_drop(self.proj(mixed).view(K, B, T, D), draws)
+        return mixed.transpose(2, 3).reshape(K, B, T, D)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over (K, B, T, D)."""
+
+    def __init__(self, configs: Sequence[ViTConfig], place: str) -> None:
+        super().__init__()
+        replicas, width = len(configs), configs[0].embed_dim
+        self.qkv = Linear(replicas, width, 3 * width)
+        self.heads = nn.ModuleList(
+            Heads(configs[first:last], first, f"{place}.attn_drop")
+            for first, last in _runs([c.num_heads for c in configs])
+        )
+        self.proj = Linear(replicas, width, width)
+        self.proj_drop = Dropout([c.drop for c in configs], f"{place}.proj_drop")
+
+    def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
+        K, B, T, D = x.shape
+        qkv = self.qkv(x.flatten(1, 2)).view(K, B, T, 3 * D)
+        mixed = [heads(qkv[heads.rows], draws) for heads in self.heads]
+        all_ = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+        out: Tensor = self.proj_drop(self.proj(all_.reshape(K, B * T, D)).view(x.shape), draws)
         return out
 
 
 class MLP(nn.Module):
     """Two linear layers with a GELU between them, over (K, B, T, D)."""
 
-    def __init__(self, config: ViTConfig, replicas: int, place: str) -> None:
+    def __init__(self, configs: Sequence[ViTConfig], place: str) -> None:
         super().__init__()
-        hidden = int(config.embed_dim * config.mlp_ratio)
-        self.fc1 = Linear(replicas, config.embed_dim, hidden)
-        self.drop1 = Dropout((config.drop,) * replicas, f"{place}.drop1")
-        self.fc2 = Linear(replicas, hidden, config.embed_dim)
-        self.drop2 = Dropout((config.drop,) * replicas, f"{place}.drop2")
+        replicas, width = len(configs), configs[0].embed_dim
+        hidden = int(width * configs[0].mlp_ratio)
+        rates = [c.drop for c in configs]
+        self.fc1 = Linear(replicas, width, hidden)
+        self.drop1 = Dropout(rates, f"{place}.drop1")
+        self.fc2 = Linear(replicas, hidden, width)
+        self.drop2 = Dropout(rates, f"{place}.drop2")
 
     def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
         hidden = self.drop1(nn.functional.gelu(self.fc1(x.flatten(1, 2))), draws)
@@ -56,12 +90,13 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm: x + attn(norm1(x)), then x + mlp(norm2(x))."""
 
-    def __init__(self, config: ViTConfig, replicas: int, place: str) -> None:
+    def __init__(self, configs: Sequence[ViTConfig], place: str) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(replicas, config.embed_dim)
-        self.attn = SelfAttention(config, replicas, f"{place}.attn")
-        self.norm2 = LayerNorm(replicas, config.embed_dim)
-        self.mlp = MLP(config, replicas, f"{place}.mlp")
+        replicas, width = len(configs), configs[0].embed_dim
+        self.norm1 = LayerNorm(replicas, width)
+        self.attn = SelfAttention(configs, f"{place}.attn")
+        self.norm2 = LayerNorm(replicas, width)
+        self.mlp = MLP(configs, f"{place}.mlp")
 
     def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
         x = x + self.attn(self.norm1(x), draws)
@@ -106,24 +141,42 @@ class ViT(nn.Module):
 
     `forward` takes normalised images (K, B, C, image_size, image_size) and returns logits
     (K, B, num_classes). While training, dropout needs the step's `draws`.
+
+    Args:
+        configs: one per replica, the deepest first; equal but for what `ViTConfig.bucket` leaves
+            out.
     """
 
-    def __init__(self, config: ViTConfig, replicas: int = 1) -> None:
+    def __init__(self, configs: Sequence[ViTConfig]) -> None:
         super().__init__()
-        self.config = config
+        config, replicas = configs[0], len(configs)
+        self.class_token = config.class_token
         self.embedding = Embedding(config, replicas)
-        self.pos_drop = Dropout((config.drop,) * replicas, "pos_drop")
-        self.blocks = nn.ModuleList(
-            Block(config, replicas, f"blocks.{index}") for index in range(config.depth)
-        )
+        self.pos_drop = Dropout([c.drop for c in configs], "pos_drop")
+        # Before the blocks: all that a shallow replica has comes first among the parameters.
         self.norm = LayerNorm(replicas, config.embed_dim)
         self.head = Linear(replicas, config.embed_dim, config.num_classes)
+        self._reach = [sum(c.depth > index for c in configs) for index in range(config.depth)]
+        self.blocks = nn.ModuleList(
+            Block(configs[:replicas], f"blocks.{index}")
+            for index, replicas in enumerate(self._reach)
+        )
 
     def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         x = self.pos_drop(self.embedding(images), draws)
-        for block in self.blocks:
+        done: list[Tensor] = []  # of replicas that have no more blocks
+        for block, replicas in zip(self.blocks, self._reach, strict=True):
+            if replicas < len(x):
+                done.append(x[replicas:])
+                x = x[:replicas]
             x = block(x, draws)
-        x = self.norm(x)
-        x = x[:, :, 0] if self.config.class_token else x.mean(dim=2)
+        x = self.norm(torch.cat([x, *reversed(done)]) if done else x)
+        x = x[:, :, 0] if self.class_token else x.mean(dim=2)
         logits: Tensor = self.head(x)
         return logits
+
+
+def _runs(values: Sequence[int]) -> list[tuple[int, int]]:
+    """Where successive equal values begin and end."""
+    ends = [i for i in range(1, len(values)) if values[i] != values[i - 1]]
+    return list(zip([0, *ends], [*ends, len(values)], strict=True))

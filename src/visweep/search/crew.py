@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -25,10 +25,11 @@ import optuna
 
 from visweep.errors import DataError, StorageError, UsageError, VisweepError
 from visweep.search.interrupt import Interrupt
+from visweep.search.packing import make_worker
 from visweep.search.processes import context_with_torch
 from visweep.search.study import STOP, OpenStudy, join_study
 from visweep.search.watch import Progress, TrialView, Watcher
-from visweep.search.worker import MOST_LOST, SweepFailed, Trainer, Worker
+from visweep.search.worker import MOST_LOST, SweepFailed, Trainer
 from visweep.storage.engine import open_storage, storage_errors
 
 _PATIENCE_SECONDS = 10.0
@@ -50,6 +51,7 @@ class Job:
         study: name of the study.
         data_dir: folder of its images on this machine.
         artifacts: where this machine finds its artifacts; None for where the study says.
+        pack: how many trials each worker trains at the same time.
         make_trainer: called in each worker's process; see `visweep.search.making`.
     """
 
@@ -58,6 +60,7 @@ class Job:
     data_dir: str | None
     artifacts: str | None
     make_trainer: Callable[[], Trainer]
+    pack: int = 1
 
 
 @dataclass
@@ -66,7 +69,7 @@ class _Member:
 
     process: BaseProcess
     pipe: Connection
-    trial: int | None = None
+    trials: set[int] = field(default_factory=set)
     error: VisweepError | None = None
     kills: int = 0
 
@@ -146,11 +149,11 @@ class Crew:
         another = self._another(member) if code < 0 else None
         if code:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
-            held = "" if member.trial is None else f" while it trained trial {member.trial}"
+            held = f" while it trained {_listed(member.trials)}" if member.trials else ""
             then = "" if another is None else "; a new one takes its place"
             self.watcher.note(f"worker {member.process.pid} {how}{held}{then}")
-        if member.trial is not None:
-            self.watcher.left(member.trial)
+        for trial in member.trials:
+            self.watcher.left(trial)
         if another is not None:
             self._members[self._members.index(member)] = another
 
@@ -200,9 +203,15 @@ class Crew:
 
 def _note_trial(member: _Member, kind: str, content: Sequence[Any]) -> None:
     if kind == "began":
-        member.trial = content[0].number
-    elif kind in ("ended", "left"):
-        member.trial = None
+        member.trials.add(content[0].number)
+    elif kind == "ended":
+        member.trials.discard(content[0].number)
+    elif kind == "left":
+        member.trials.discard(content[0])
+
+
+def _listed(trials: Collection[int]) -> str:
+    return f"trial{'s' * (len(trials) > 1)} {', '.join(map(str, sorted(trials)))}"
 
 
 def _start(context: ForkServerContext, job: Job) -> _Member:
@@ -280,7 +289,7 @@ def _work(job: Job, teller: _Teller) -> None:
         try:
             # The crew's own process has tried the place of the artifacts out.
             opened = join_study(storage, job.study, job.data_dir, job.artifacts, answered=True)
-            Worker(opened, job.make_trainer(), teller, interrupt).run()
+            make_worker(opened, job.make_trainer(), teller, interrupt, job.pack).run()
         finally:
             storage.close()
 

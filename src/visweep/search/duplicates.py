@@ -20,11 +20,13 @@ adopts it trains it with the same seeds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count, islice
+from types import MappingProxyType
 from typing import Any
 
-from optuna.samplers import RandomSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from visweep.config import ModelConfig, TrainConfig, with_parameters
@@ -71,16 +73,27 @@ class Proposal:
     note: str = ""
 
 
-def propose_next(opened: OpenStudy, lease: Lease) -> Proposal:
+def propose_next(
+    opened: OpenStudy, lease: Lease, keep_to: Mapping[str, Any] = MappingProxyType({})
+) -> Proposal:
     """What to train a leased trial with, given all that has begun so far.
 
-    It depends on the study's seed, the trial's number and the history alone, and keeps the limits
-    of the study.
+    It depends on the study's seed, the trial's number, the history and `keep_to` alone, and keeps
+    the limits of the study.
+
+    Args:
+        opened: the study.
+        lease: of the trial.
+        keep_to: parameters that it is to have, unless it was enqueued with others or all such
+            points have been tried.
 
     Raises:
-        UsageError: the trial was enqueued with parameters that break them.
+        UsageError: the trial was enqueued with parameters that break the limits.
     """
-    return _Proposer(opened, lease).proposal()
+    if keep_to:
+        with suppress(_NothingLeft):
+            return _Proposer(opened, lease, keep_to).proposal()
+    return _Proposer(opened, lease, {}).proposal()
 
 
 def trained_as(
@@ -92,14 +105,19 @@ def trained_as(
     return model, train.replace(seeds=seeds) if seeds else train
 
 
+class _NothingLeft(Exception):
+    """No point with the parameters that were to be kept to is left."""
+
+
 class _Proposer:
-    def __init__(self, opened: OpenStudy, lease: Lease) -> None:
+    def __init__(self, opened: OpenStudy, lease: Lease, keep_to: Mapping[str, Any]) -> None:
         self.opened = opened
         self.lease = lease
         self.spec = opened.specification
         self.branch: str = opened.study.user_attrs.get(BRANCH, "")
         self.trial = opened.storage.get_trial(lease.trial_id)
-        self.fixed = fixed_parameters(self.trial)
+        self.keep_to = keep_to
+        self.fixed = {**keep_to, **fixed_parameters(self.trial)}
         self.bounds = Bounds(self.spec)
 
     def proposal(self) -> Proposal:
@@ -110,6 +128,8 @@ class _Proposer:
         note = ""
         if alike and self.spec.duplicates == "skip":
             other = self._another()
+            if other is None and self.keep_to:
+                raise _NothingLeft
             if other is None:
                 note = self._note_of_exhaustion()
             else:
@@ -132,13 +152,15 @@ class _Proposer:
         there are not too few."""
         sampler = RandomSampler(seed)
         for _ in range(_DRAWS):
-            parameters = propose(self.opened.study, sampler, self.trial, self.spec.space)
+            parameters = self._proposed(sampler)
             if self.bounds.allow(parameters):
                 return parameters
         for corner in islice(corners(self._free()), _CORNERS):
             parameters = {**corner, **self.fixed}
             if self.bounds.allow(parameters):
                 return {name: parameters[name] for name in self.spec.space}
+        if self.keep_to:
+            raise _NothingLeft
         raise UsageError(
             f"what is enqueued of the point leaves none within {self.bounds.excess(parameters)}"
         )
@@ -148,7 +170,12 @@ class _Proposer:
         study.sampler = make_sampler(
             spec.sampler, spec.seed, self.lease.number, self.branch, attempt
         )
-        return propose(study, study.sampler, self.trial, spec.space)
+        return self._proposed(study.sampler)
+
+    def _proposed(self, sampler: BaseSampler) -> dict[str, Any]:
+        return propose(
+            self.opened.study, sampler, self.trial, self.spec.space, keep_to=self.keep_to
+        )
 
     def _alike(self, parameters: Mapping[str, Any]) -> frozenset[int]:
         return self.opened.slots.alike(self.lease, parameters, self.spec.space)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Container, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -120,16 +121,21 @@ def require_safe(sampler: str, url: str) -> None:
 
 
 def propose(
-    study: optuna.Study, sampler: BaseSampler, trial: FrozenTrial, space: Space
+    study: optuna.Study,
+    sampler: BaseSampler,
+    trial: FrozenTrial,
+    space: Space,
+    keep_to: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Parameters for a trial that has not begun: what it was enqueued with, else the sampler's.
+    """Parameters for a trial that has not begun: what it was enqueued with, what it is to keep to,
+    else the sampler's.
 
     The sampler sees all trials of the study. (Optuna's own `ask` shows it those of one Hyperband
     bracket only, which leaves a model-based sampler with a third of a short study.)
     """
     # Optuna forgets what it has read of the history in `ask`, which is not called here.
     study._thread_local.cached_all_trials = None
-    fixed = fixed_parameters(trial)
+    fixed = {**keep_to, **fixed_parameters(trial)}
     if set(space) <= set(fixed):
         return {name: fixed[name] for name in space}
     seen: optuna.Study = _Seen(study, sampler)  # type: ignore[assignment]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from visweep.config import ModelConfig, TrainConfig
 from visweep.data.resident import ResidentData
+from visweep.search.packing import Engine, Place
 from visweep.search.worker import Trainer
-from visweep.training.fit import fit
+from visweep.training.fit import fit, require_fit
 from visweep.training.memory import give_back
+from visweep.training.passes import Member
 from visweep.training.results import FitResult, OnEpoch
+from visweep.training.rounds import Rounds, Turn
+from visweep.training.run import Run
 
 
 class SharedTrainer(Trainer):
@@ -32,6 +37,9 @@ class SharedTrainer(Trainer):
     def threads(self) -> int:
         return torch.get_num_threads()
 
+    def engine(self) -> PassEngine:
+        return PassEngine(self._data)
+
     def fit(
         self, model: ModelConfig, train: TrainConfig, *, on_epoch: OnEpoch, checkpoint: Path
     ) -> FitResult:
@@ -39,4 +47,60 @@ class SharedTrainer(Trainer):
             return fit(model, train, self._data, on_epoch=on_epoch, checkpoint=checkpoint)
         finally:
             # The next model may be smaller, and other workers share this machine's memory.
+            give_back()
+
+
+class PassEngine(Engine[Turn]):
+    """Trains the trials of several places side by side, those of a bucket in one pass.
+
+    Args:
+        data: the images, on the training device.
+    """
+
+    def __init__(self, data: ResidentData) -> None:
+        self.data = data
+        self.rounds = Rounds(data)
+        self._place_of: dict[Run, Place[Turn]] = {}
+
+    def trainer(self, place: Place[Turn]) -> Trainer:
+        return _PlaceTrainer(self, place)
+
+    def round(self) -> Iterator[tuple[Place[Turn], Turn]]:
+        for turn in self.rounds.round():
+            yield self._place_of[turn.run], turn
+
+    def train(self, run: Run, place: Place[Turn]) -> FitResult:
+        """A run to its end; called by the place."""
+        if run.over:
+            return self.rounds.leave(run)
+        self._place_of[run] = place
+        self.rounds.join(run)
+        try:
+            while not run.over:
+                place.wait().take()
+            return self.rounds.leave(run)
+        finally:
+            del self._place_of[run]
+            self.rounds.drop(run)
+
+
+class _PlaceTrainer(SharedTrainer):
+    """Trains one trial after the other, beside those of the other places."""
+
+    def __init__(self, engine: PassEngine, place: Place[Turn]) -> None:
+        super().__init__(engine.data)
+        self._engine = engine
+        self._place = place
+
+    def fit(
+        self, model: ModelConfig, train: TrainConfig, *, on_epoch: OnEpoch, checkpoint: Path
+    ) -> FitResult:
+        if self._data.device.type == "cuda":
+            # Which GPU "the" GPU is, each thread knows for itself.
+            torch.cuda.set_device(self._data.device)
+        require_fit(model, train, self._data)
+        run = Run(Member(model, train), self._data, on_epoch, checkpoint)
+        try:
+            return self._engine.train(run, self._place)
+        finally:
             give_back()

@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
@@ -33,6 +33,9 @@ from visweep.storage.lease import Lease, LeaseLost
 from visweep.storage.specification import provenance
 from visweep.storage.tables import RUNG
 from visweep.training.results import OUT_OF_MEMORY, EpochResult, FitResult, OnEpoch
+
+if TYPE_CHECKING:
+    from visweep.search.packing import Engine
 
 KEPT_CHECKPOINTS = 3
 """The best so many finished trials keep their weights."""
@@ -56,11 +59,40 @@ class Trainer(ABC):
     def threads(self) -> int:
         """How many threads of the processor it uses."""
 
+    def engine(self) -> Engine[Any]:
+        """What trains several trials at once, where this trainer can.
+
+        Raises:
+            NotImplementedError: it cannot.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def fit(
         self, model: ModelConfig, train: TrainConfig, *, on_epoch: OnEpoch, checkpoint: Path
     ) -> FitResult:
         """Train one trial; see `visweep.training.fit.fit`."""
+
+
+class Company:
+    """Whom a worker shares its process with: nobody, unless this is overridden.
+
+    Attributes:
+        first: whether it is the worker that says for all that the study is open.
+    """
+
+    first = True
+
+    def keep_to(self) -> Mapping[str, Any]:
+        """Parameters that the next trial is to have, if possible, to share a pass with others."""
+        return {}
+
+    def began(self, parameters: Mapping[str, Any]) -> None:
+        """A trial with these parameters begins, or is continued, here."""
+
+    def pause(self, seconds: float) -> None:
+        """There is nothing to do for so long."""
+        time.sleep(seconds)
 
 
 class SweepFailed(VisweepError):
@@ -79,15 +111,22 @@ class Worker:
         trainer: trains its trials.
         watcher: hears of every step.
         interrupt: asks to stop.
+        company: whom it shares its process with.
     """
 
     def __init__(
-        self, opened: OpenStudy, trainer: Trainer, watcher: Watcher, interrupt: Interrupt
+        self,
+        opened: OpenStudy,
+        trainer: Trainer,
+        watcher: Watcher,
+        interrupt: Interrupt,
+        company: Company | None = None,
     ) -> None:
         self.opened = opened
         self.trainer = trainer
         self.watcher = watcher
         self.interrupt = interrupt
+        self.company = company or Company()
         spec = opened.specification
         self.pruner = make_pruner(spec.pruner, spec.seed, spec.train.epochs)
         self.provenance = provenance(trainer.device, spec.data.data_dir, trainer.threads)
@@ -109,7 +148,8 @@ class Worker:
             raise StorageError(f"{e.strerror or e}: {place}; every finished trial is kept") from e
 
     def _run(self) -> None:
-        self.watcher.opened(self.opened.name, self.opened.progress())
+        if self.company.first:
+            self.watcher.opened(self.opened.name, self.opened.progress())
         while not self._should_stop():
             self.opened.make_room()
             lease = self.opened.slots.take()
@@ -117,7 +157,7 @@ class Worker:
                 self._work_on(lease)
             elif self.opened.slots.unfinished():
                 # Another worker is at it; should it die, its trial can be adopted here.
-                time.sleep(_POLL_SECONDS)
+                self.company.pause(_POLL_SECONDS)
             else:
                 break
 
@@ -185,6 +225,7 @@ class _TrialRun:
                 self._begin()
             trial = self.frozen()
             self.parameters = trial.params
+            self.worker.company.began(self.parameters)
             self.worker.watcher.began(self.view(), self.opened.progress())
             self._require_survivors()
             result = self._fit(trial)
@@ -236,7 +277,7 @@ class _TrialRun:
         begun = False
         while not begun:
             # It is asked again where another worker has begun this configuration meanwhile.
-            proposal = propose_next(self.opened, self.lease)
+            proposal = propose_next(self.opened, self.lease, self.worker.company.keep_to())
             begun = self.opened.slots.begin(
                 self.lease,
                 proposal.parameters,

@@ -24,15 +24,20 @@ class Owner:
         boot: changes with every start of the machine; empty where the system does not tell.
         pid: the process's number.
         start: when it started, in the system's own ticks; empty where the system does not tell.
+        place: which of several workers in this process it is.
     """
 
     host: str
     boot: str
     pid: int
     start: str
+    place: int = 0
 
     def to_text(self) -> str:
-        return json.dumps(asdict(self))
+        fields = asdict(self)
+        if not self.place:
+            del fields["place"]
+        return json.dumps(fields)
 
     @classmethod
     def from_text(cls, text: str) -> Owner:
@@ -61,9 +66,9 @@ class Owner:
         return not _is_alive(self.pid) or _start(self.pid) != self.start
 
 
-def this_process() -> Owner:
-    """The calling process, as an owner of leases."""
-    return Owner(_host(), _boot(), os.getpid(), _start(os.getpid()))
+def this_process(place: int = 0) -> Owner:
+    """The calling process, or one of its workers, as an owner of leases."""
+    return Owner(_host(), _boot(), os.getpid(), _start(os.getpid()), place)
 
 
 @cache

@@ -12,8 +12,8 @@ import torch
 from visweep.config import ModelConfig, TrainConfig
 from visweep.data.resident import ResidentData
 from visweep.training.counts import multiply_adds, num_params
-from visweep.training.fit import Run
 from visweep.training.memory import insist
+from visweep.training.passes import Pass
 
 _WARM_STEPS, _TIMED_STEPS = 2, 4
 
@@ -43,16 +43,16 @@ def measure(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Cost:
 
 
 def _measure(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Cost:
-    run = Run(model, train, data)
+    run = Pass.of(model, train, data)
     order = torch.arange(train.batch_size, device=data.device).expand(len(train.seeds), -1)
     run.model.train()
     # A run may be shorter than what is timed.
-    steps = itertools.cycle(range(len(run.factors)))
+    steps = itertools.cycle(range(len(run.factors[0])))
     for _ in range(_WARM_STEPS):
-        run.step(next(steps), order)
+        run.step([next(steps)], order)
     # The fastest of them: others use this machine, too.
     seconds = [
-        _seconds(lambda: run.step(next(steps), order), data.device) for _ in range(_TIMED_STEPS)
+        _seconds(lambda: run.step([next(steps)], order), data.device) for _ in range(_TIMED_STEPS)
     ]
     return Cost(
         num_params=num_params(model),

@@ -11,7 +11,8 @@ AdamW: Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ class FlatParameters:
     Building one moves the model's parameters into `values`; afterwards each is a view of it. Where
     the forward pass works in a narrower format, most are views of a narrow copy instead: that is
     one conversion a step in place of one for every parameter and one for every gradient.
+
+    A parameter that only the first replicas have leaves zeros in the rows of the others. Those
+    lie behind all that such a replica has, in either half of its row.
 
     Args:
         model: the model, with its parameters drawn.
@@ -51,16 +55,21 @@ class FlatParameters:
         apart = {id(p) for p in (*matrices, *wide)}
         others = [p for p in model.parameters() if id(p) not in apart]
         self._parameters = [*matrices, *others, *wide]
+        self._matrices = len(matrices)
         self.decayed = _columns(matrices)
-        flattened = [p.detach().to(device, dtype).flatten(1) for p in self._parameters]
-        self.values = torch.cat(flattened, dim=1)
+        replicas = max(len(p) for p in self._parameters)
+        width = _columns(self._parameters)
+        self.values = torch.zeros(replicas, width, dtype=dtype, device=device)
         self.grads = torch.zeros_like(self.values)
+        for parameter, columns in zip(self._parameters, self._split(self.values), strict=True):
+            columns[: len(parameter)] = parameter.detach().to(device, dtype).flatten(1)
         copies = narrow is not None and narrow != dtype
         self._narrow = [*matrices, *others] if copies else []
         self._wide = self._parameters[len(self._narrow) :]
         self._copy = self.values[:, : _columns(self._narrow)].to(narrow or dtype)
         _point(self._narrow, self._copy)
         _point(self._wide, self.values[:, self._copy.shape[1] :])
+        self._runs = _runs(self._parameters, sections=[len(self._narrow)])
 
     def refresh(self) -> None:
         """Let the model see what `values` are by now."""
@@ -70,22 +79,70 @@ class FlatParameters:
         """Make every parameter of the model a view of `values`; it is not trained any more."""
         _point(self._parameters, self.values)
 
+    def halves(self, replica: int) -> tuple[slice, slice]:
+        """The columns of a replica's weight matrices, and of its other parameters."""
+        own = [p[0].numel() if replica < len(p) else 0 for p in self._parameters]
+        matrices, others = sum(own[: self._matrices]), sum(own[self._matrices :])
+        return slice(0, matrices), slice(self.decayed, self.decayed + others)
+
+    def rows(self, replicas: range) -> Tensor:
+        """A copy of the parameters of some replicas of one architecture, (len(replicas), P): as
+        they lie in a stack of their own."""
+        rows = self.values[replicas.start : replicas.stop]
+        return torch.cat([rows[:, half] for half in self.halves(replicas.start)], dim=1)
+
+    def load_rows(self, replicas: range, rows: Tensor) -> None:
+        """Set them to what `rows` returned; `refresh` when all are set."""
+        matrices, others = self.halves(replicas.start)
+        mine = self.values[replicas.start : replicas.stop]
+        mine[:, matrices] = rows[:, : matrices.stop]
+        mine[:, others] = rows[:, matrices.stop :]
+
     def backward(self, loss: Tensor, *, add: bool = False) -> None:
         """Put the gradient of `loss` into `grads`, in place of what was there, or add it."""
         grads = torch.autograd.grad(loss, self._parameters)
-        count, split = len(self._narrow), self._copy.shape[1]
-        for some, columns in (
-            (grads[:count], self.grads[:, :split]),
-            (grads[count:], self.grads[:, split:]),
-        ):
-            if some:
-                joined = torch.cat([grad.flatten(1) for grad in some], dim=1)
-                columns.add_(joined) if add else columns.copy_(joined)
+        for run in self._runs:
+            joined = torch.cat([grad.flatten(1) for grad in grads[run.first : run.last]], dim=1)
+            columns = self.grads[: len(joined), run.columns]
+            columns.add_(joined) if add else columns.copy_(joined)
 
-    def clip(self, max_norm: float) -> None:
-        """Scale each replica's gradient down to `max_norm` where its norm is larger."""
+    def clip(self, max_norms: Tensor | float) -> None:
+        """Scale each replica's gradient down where its norm is larger: than its entry of (K, 1),
+        or than the one number for all."""
         norms = torch.linalg.vector_norm(self.grads, dim=1, keepdim=True)
-        self.grads.mul_((max_norm / (norms + 1e-6)).clamp_(max=1.0))
+        self.grads.mul_((max_norms / (norms + 1e-6)).clamp_(max=1.0))
+
+    def _split(self, buffer: Tensor) -> Sequence[Tensor]:
+        return torch.split(buffer, [p[0].numel() for p in self._parameters], dim=1)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Successive parameters that equally many replicas have: parameters [first, last)."""
+
+    first: int
+    last: int
+    columns: slice
+
+
+def _runs(parameters: Sequence[Tensor], sections: Sequence[int]) -> list[_Run]:
+    """The parameters in runs, none of which goes on beyond the end of a section.
+
+    Args:
+        parameters: in the order of their columns.
+        sections: at which parameters another format begins.
+    """
+    runs, first, column = [], 0, 0
+    for last in range(1, len(parameters) + 1):
+        if last == len(parameters) or last in sections or _differ(parameters[last - 1 : last + 1]):
+            width = _columns(parameters[first:last])
+            runs.append(_Run(first, last, slice(column, column + width)))
+            first, column = last, column + width
+    return runs
+
+
+def _differ(pair: Sequence[Tensor]) -> bool:
+    return len(pair[0]) != len(pair[1])
 
 
 def _columns(parameters: Sequence[Tensor]) -> int:
@@ -97,7 +154,7 @@ def _point(parameters: Sequence[nn.Parameter], buffer: Tensor) -> None:
     """Make parameters views of successive columns of a (K, …) buffer."""
     sizes = [p[0].numel() for p in parameters]
     for parameter, columns in zip(parameters, torch.split(buffer, sizes, dim=1), strict=True):
-        parameter.data = columns.view(parameter.shape)
+        parameter.data = columns[: len(parameter)].view(parameter.shape)
 
 
 class AdamW:
@@ -115,10 +172,7 @@ class AdamW:
         self._lrs = tuple(lrs)
         groups = []
         for replica, (lr, weight_decay) in enumerate(zip(lrs, weight_decays, strict=True)):
-            for columns, decay in (
-                (slice(None, flat.decayed), weight_decay),
-                (slice(flat.decayed, None), 0.0),
-            ):
+            for columns, decay in zip(flat.halves(replica), (weight_decay, 0.0), strict=True):
                 part = flat.values[replica, columns].detach()
                 part.grad = flat.grads[replica, columns]
                 groups.append({"params": [part], "lr": lr, "weight_decay": decay})
@@ -128,24 +182,26 @@ class AdamW:
             # midst of it, some of them would have been updated.
             self._optimizer.state[group["params"][0]] = _fresh_state(group["params"][0])
 
-    def step(self, factor: float) -> None:
-        """One update at `factor` times each replica's learning rate."""
+    def step(self, factors: Sequence[float]) -> None:
+        """One update, each replica at its factor times its learning rate."""
         for index, group in enumerate(self._optimizer.param_groups):
-            group["lr"] = self._lrs[index // 2] * factor
+            group["lr"] = self._lrs[index // 2] * factors[index // 2]
         self._optimizer.step()
 
-    def state(self) -> list[dict[str, Tensor]]:
-        """Per parameter group: the step count and both moments."""
-        return [
-            dict(self._optimizer.state[group["params"][0]])
-            for group in self._optimizer.param_groups
-        ]
+    def state(self, replicas: range) -> list[dict[str, Tensor]]:
+        """Of each replica's weight matrices, then of its other parameters: the step count and
+        both moments."""
+        return [dict(self._optimizer.state[part]) for part in self._parts(replicas)]
 
-    def load_state(self, state: Sequence[dict[str, Tensor]]) -> None:
+    def load_state(self, replicas: range, state: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on from what `state` returned."""
-        for group, values in zip(self._optimizer.param_groups, state, strict=True):
-            for name, value in self._optimizer.state[group["params"][0]].items():
+        for part, values in zip(self._parts(replicas), state, strict=True):
+            for name, value in self._optimizer.state[part].items():
                 value.copy_(values[name])
+
+    def _parts(self, replicas: range) -> list[Tensor]:
+        groups = self._optimizer.param_groups[2 * replicas.start : 2 * replicas.stop]
+        return [group["params"][0] for group in groups]
 
 
 def _fresh_state(parameter: Tensor) -> dict[str, Tensor]:

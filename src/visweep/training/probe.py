@@ -19,9 +19,9 @@ from visweep.data.resident import ResidentData, to_device
 from visweep.errors import OutOfMemory
 from visweep.training.device import held_memory
 from visweep.training.estimate import EVALUATED, Amounts, Calibration, amounts, memory_amounts
-from visweep.training.evaluate import evaluate
-from visweep.training.fit import Run, fit
+from visweep.training.fit import fit
 from visweep.training.memory import give_back, insist
+from visweep.training.passes import Pass
 
 _LEAST_TIMES, _MOST_TIMES = 3, 20
 _SECONDS = 0.1
@@ -148,12 +148,10 @@ def _measured(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Mea
     _held_by_a_run(model, train, data)
     memory = _held_by_a_run(model, train, data)
     order = torch.arange(train.batch_size, device=device).expand(len(train.seeds), -1)
-    run = Run(model, train, data)
+    run = Pass.of(model, train, data)
     run.model.train()
-    step = _seconds(lambda: run.step(0, order), device)
-    evaluation = _seconds(
-        lambda: evaluate(run.model, data, data.val, run.replicas, run.dtype), device
-    )
+    step = _seconds(lambda: run.step([0], order), device)
+    evaluation = _seconds(lambda: run.evaluate(data.val), device)
     return Measured(step, evaluation, memory)
 
 

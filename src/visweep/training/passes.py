@@ -1,0 +1,264 @@
+"""A pass: one forward, backward and optimiser step over the stacked models of one or more runs.
+
+Each run keeps its own draws, schedule, clipping and update, and its own state, laid out as if it
+were alone: so it may join and leave a pass between any two epochs, and its result does not depend
+on what it shared a pass with (but for how sums are rounded).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visweep import models
+from visweep.config import ModelConfig, TrainConfig
+from visweep.data.resident import Augmenter, ResidentData, ResidentSplit
+from visweep.draws import Draws
+from visweep.models.layers import initialise
+from visweep.training.device import compute_dtype, master_dtype, reset_peak_memory
+from visweep.training.evaluate import Evaluation, evaluate
+from visweep.training.memory import attempt, insist
+from visweep.training.micro import MicroBatches
+from visweep.training.optimizer import AdamW, FlatParameters, schedule
+from visweep.training.results import EpochResult
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Member:
+    """What one run of a pass trains: a configuration, with a replica per seed of `train`."""
+
+    model: ModelConfig
+    train: TrainConfig
+
+    @property
+    def bucket(self) -> tuple[ModelConfig, TrainConfig]:
+        """Members whose buckets are equal can share a pass."""
+        return self.model.bucket, self.train.bucket
+
+    @property
+    def replicas(self) -> int:
+        return len(self.train.seeds)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a member is between two epochs.
+
+    Attributes:
+        values: (K, P), its parameters; see `FlatParameters.rows`.
+        buffers: the statistics of its norms, by name, each (K, …).
+        optimizer: see `AdamW.state`.
+        micro_batch: images of the parts that its batches were divided into.
+    """
+
+    values: Tensor
+    buffers: Mapping[str, Tensor]
+    optimizer: Sequence[Mapping[str, Tensor]]
+    micro_batch: int
+
+
+class Pass:
+    """The moving parts: stacked model, optimiser, data and draws.
+
+    Args:
+        members: of one bucket.
+        data: what they are trained on.
+        states: where each goes on; None for one that begins. None for all that.
+
+    Attributes:
+        members: in the order in which results are given.
+        rows: which replicas of the stack are each member's.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        data: ResidentData,
+        states: Sequence[State | None] | None = None,
+    ) -> None:
+        self.members = tuple(members)
+        self.data = data
+        order = sorted(range(len(members)), key=lambda m: members[m].model.stack_order)
+        stacked = [members[m] for m in order for _ in members[m].train.seeds]
+        self._member_of = [m for m in order for _ in members[m].train.seeds]
+        self.rows = [_rows_of(m, self._member_of) for m in range(len(members))]
+        self.replicas = len(stacked)
+        self.config = members[0].train
+        self.dtype = compute_dtype(self.config, data.device)
+        self.micro = MicroBatches(members[0].model, self.config.batch_size, data.device)
+        self._seeds = [seed for m in order for seed in members[m].train.seeds]
+        self.draws = Draws(self._seeds, data.device, ())
+        self.model = models.stack([member.model for member in stacked])
+        states = [None] * len(members) if states is None else states
+        self._begin(states)
+        master = master_dtype(self.dtype)
+        self.model.to(device=data.device, dtype=master)
+        self.flat = FlatParameters(self.model, master, data.device, self.dtype)
+        self.optimizer = AdamW(
+            self.flat,
+            [member.train.lr for member in stacked],
+            [member.train.weight_decay for member in stacked],
+        )
+        norms = [[member.train.clip_norm] for member in stacked]
+        self._clip_norms = torch.tensor(norms, dtype=master, device=data.device)
+        self.augmenter = Augmenter(data.train, self.config.translate, self.config.flip)
+        self.steps_per_epoch = len(data.train) // self.config.batch_size
+        self.factors = [schedule(member.train, self.steps_per_epoch) for member in members]
+        for member, state in enumerate(states):
+            if state is not None:
+                self._go_on(member, state)
+
+    @classmethod
+    def of(cls, model: ModelConfig, train: TrainConfig, data: ResidentData) -> Pass:
+        """That of one run alone, at its beginning."""
+        return cls([Member(model, train)], data)
+
+    def _begin(self, states: Sequence[State | None]) -> None:
+        begin = [r for r, m in enumerate(self._member_of) if states[m] is None]
+        initialise(self.model, Draws(self._seeds, torch.device("cpu"), ("init",)), begin)
+
+    def epoch(self, numbers: Sequence[int]) -> list[EpochResult]:
+        """Train and evaluate one epoch.
+
+        Args:
+            numbers: which epoch it is of each member, from 1.
+
+        Raises:
+            OutOfMemory: it does not fit; of several members, none has moved on in a way that may
+                be used.
+        """
+        started = time.perf_counter()
+        train_loss = self._train(numbers)
+        trained = time.perf_counter()
+        val = self.evaluate(self.data.val)
+        seconds = trained - started, time.perf_counter() - trained
+        return [
+            EpochResult(
+                epoch=number,
+                train_loss=train_loss[rows.start : rows.stop],
+                val_loss=val.loss[rows.start : rows.stop],
+                val_accuracy=val.accuracy[rows.start : rows.stop],
+                train_seconds=seconds[0] * len(rows) / self.replicas,
+                val_seconds=seconds[1] * len(rows) / self.replicas,
+                images=self.steps_per_epoch * self.config.batch_size * len(rows),
+            )
+            for number, rows in zip(numbers, self.rows, strict=True)
+        ]
+
+    def _train(self, numbers: Sequence[int]) -> tuple[float, ...]:
+        size = self.config.batch_size
+        draws = self.draws.at_each("epoch", self._by_row(numbers))
+        order = draws.permutation(len(self.data.train), "order")
+        first = [(number - 1) * self.steps_per_epoch for number in numbers]
+        total = torch.zeros(self.replicas, dtype=torch.float64, device=self.data.device)
+        self.model.train()
+        for index in range(self.steps_per_epoch):
+            steps = [step + index for step in first]
+            total += self.step(steps, order[:, index * size : (index + 1) * size])
+        return tuple((total / self.steps_per_epoch).tolist())
+
+    def step(self, steps: Sequence[int], indices: Tensor) -> Tensor:
+        """One update of every replica; returns their losses (K,), still on the device.
+
+        What does not fit in memory is tried again in smaller parts, also in the steps to come,
+        unless members could be taken out instead.
+
+        Args:
+            steps: which step it is of each member, from 0.
+            indices: (K, B), the images of each replica.
+
+        Raises:
+            OutOfMemory: nothing smaller is left to be tried.
+        """
+        draws = self.draws.at_each("step", self._by_row(steps))
+        statistics = [buffer.clone() for buffer in self.model.buffers()]
+        while (losses := self._try(draws, indices)) is None:
+            self.micro.halve()
+            reset_peak_memory(self.data.device)
+            for buffer, before in zip(self.model.buffers(), statistics, strict=True):
+                buffer.copy_(before)
+        self.flat.clip(self._clip_norms)
+        factors = [self.factors[m][step] for m, step in enumerate(steps)]
+        self.optimizer.step(self._by_row(factors))
+        self.flat.refresh()
+        return losses
+
+    def _by_row(self, values: Sequence[_T]) -> list[_T]:
+        """One value per member as one per replica."""
+        return [values[member] for member in self._member_of]
+
+    def _try(self, draws: Draws, indices: Tensor) -> Tensor | None:
+        """The losses of a step, its gradient in `flat`; None if smaller parts may fit."""
+        gradient = partial(self._gradient, draws, indices)
+        if len(self.members) > 1:
+            return insist(gradient, f"a pass over {len(self.members)} runs")
+        if not self.micro.smallest:
+            return attempt(gradient)
+        what = f"a pass over {self.micro.size} of {self.config.batch_size} images"
+        return insist(gradient, what)
+
+    def _gradient(self, draws: Draws, indices: Tensor) -> Tensor:
+        losses: list[Tensor] = []
+        for part in self.micro.parts:
+            if part is None:
+                loss = self._loss(indices, draws)
+            else:
+                loss = self._loss(indices[:, part.images], draws.of(part))
+            self.flat.backward(loss.sum(), add=bool(losses))
+            losses.append(loss.detach())
+        return torch.stack(losses).sum(0)
+
+    def _loss(self, indices: Tensor, draws: Draws) -> Tensor:
+        """What these images add to the mean loss of the whole batch, (K,)."""
+        images, labels = self.augmenter.batch(indices, draws)
+        logits = self.model(self.data.normalise(images, self.dtype), draws)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).to(self.flat.values.dtype),
+            labels.flatten(),
+            label_smoothing=self.config.label_smoothing,
+            reduction="none",
+        )
+        return losses.view(self.replicas, -1).sum(1) / self.config.batch_size
+
+    def evaluate(self, split: ResidentSplit) -> Evaluation:
+        """Of every replica, on images that it does not learn from now."""
+        return evaluate(self.model, self.data, split, self.replicas, self.dtype)
+
+    def state(self, member: int) -> State:
+        """What a member is by now. Its optimiser's tensors are those in use."""
+        rows = self.rows[member]
+        alone = len(self.members) == 1
+        return State(
+            values=self.flat.rows(rows),
+            buffers={n: b[rows.start : rows.stop] for n, b in self.model.named_buffers()},
+            optimizer=self.optimizer.state(rows),
+            # How a pass is divided is no member's own.
+            micro_batch=self.micro.size if alone else self.config.batch_size,
+        )
+
+    def _go_on(self, member: int, state: State) -> None:
+        rows = self.rows[member]
+        with torch.no_grad():
+            self.flat.load_rows(rows, state.values)
+            for name, buffer in self.model.named_buffers():
+                buffer[rows.start : rows.stop] = state.buffers[name]
+        self.flat.refresh()
+        self.optimizer.load_state(rows, state.optimizer)
+        if len(self.members) == 1:
+            # It is no other sum of gradients, but rounded otherwise.
+            self.micro.shrink_to(state.micro_batch)
+
+
+def _rows_of(member: int, member_of: Sequence[int]) -> range:
+    """They lie side by side."""
+    first = member_of.index(member)
+    return range(first, first + member_of.count(member))

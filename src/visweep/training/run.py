@@ -1,0 +1,132 @@
+"""One run under way: how far it is, where it is kept, and who hears of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from visweep.config import to_json
+from visweep.data.resident import ResidentData
+from visweep.training import checkpoint as checkpoints
+from visweep.training.device import peak_memory, resolve_precision
+from visweep.training.passes import Member, Pass, State
+from visweep.training.results import EpochResult, FitResult, OnEpoch
+
+VERSION = 3
+"""Of the draws, and of how parameters are laid out: a run of another one does not go on here."""
+
+
+class Run:
+    """A run, from its first epoch or its checkpoint on.
+
+    Args:
+        member: what is trained.
+        data: what on.
+        on_epoch: see `visweep.training.fit.fit`.
+        checkpoint: see there.
+
+    Attributes:
+        history: a result per epoch so far.
+        over: whether it has come to its end, or was stopped.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or belongs to another run.
+    """
+
+    def __init__(
+        self,
+        member: Member,
+        data: ResidentData,
+        on_epoch: OnEpoch | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        self.member = member
+        self._data = data
+        self._on_epoch = on_epoch
+        self._checkpoint = checkpoint
+        self.history: list[EpochResult] = []
+        self._state: State | None = None
+        self.go_back()
+        self.over = self._deliver()
+
+    @property
+    def epoch(self) -> int:
+        """The one that comes next."""
+        return len(self.history) + 1
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its last epoch is in a checkpoint, or it has none yet."""
+        return self._checkpoint is not None or not self.history
+
+    def go_back(self) -> None:
+        """Go on from the last epoch that was kept.
+
+        Raises:
+            CheckpointError: it is damaged or belongs to another run.
+        """
+        self.history, self._state = [], None
+        if self._checkpoint is not None and self._checkpoint.exists():
+            self.history, tensors = checkpoints.read(
+                self._checkpoint, self._identity(), EpochResult, self._data.device
+            )
+            self._state = State(**{"micro_batch": self.member.train.batch_size, **tensors})
+
+    def taken_state(self) -> State | None:
+        """Where it goes on, which it holds no longer; None if it begins."""
+        state, self._state = self._state, None
+        return state
+
+    def advance(self, result: EpochResult, state: State) -> None:
+        """Keep an epoch, then tell of it."""
+        self.history.append(result)
+        if self._checkpoint is not None:
+            tensors = {name: getattr(state, name) for name in State.__dataclass_fields__}
+            checkpoints.write(self._checkpoint, self._identity(), self.history, tensors)
+        stop = bool(self._on_epoch and self._on_epoch(result))
+        self.over = stop or self._at_its_end
+
+    def result(self, trained: Pass) -> FitResult:
+        """What came of it.
+
+        Args:
+            trained: a pass of this run alone, after its last epoch.
+        """
+        if self.history[-1].diverged:
+            ended = "diverged"
+        else:
+            complete = len(self.history) == self.member.train.epochs
+            ended = "completed" if complete else "stopped"
+        train_accuracy = trained.evaluate(self._data.probe).accuracy
+        trained.flat.widen()
+        return FitResult(
+            history=tuple(self.history),
+            ended=ended,
+            train_accuracy=train_accuracy,
+            num_params=trained.flat.values.shape[1],
+            peak_memory=peak_memory(self._data.device),
+            model=trained.model.eval(),
+            micro_batch=trained.micro.size if trained.micro.divided else None,
+        )
+
+    @property
+    def _at_its_end(self) -> bool:
+        return len(self.history) == self.member.train.epochs or (
+            bool(self.history) and self.history[-1].diverged
+        )
+
+    def _deliver(self) -> bool:
+        stop = False
+        for result in self.history:
+            stop = bool(self._on_epoch and self._on_epoch(result)) and not result.replayed
+        return stop or self._at_its_end
+
+    def _identity(self) -> dict[str, Any]:
+        train = self.member.train
+        precision = resolve_precision(train.precision, self._data.device)
+        return {
+            "trainer": VERSION,
+            "model": to_json(self.member.model),
+            "train": {**to_json(train), "precision": precision},
+            "data": self._data.dataset.fingerprint,
+        }
