@@ -61,9 +61,7 @@ DRAWN: dict[str, Callable[[Draws], Tensor]] = {
     "bytes": lambda draws: draws.random_bytes(37, "here"),
     "integers": lambda draws: draws.integers(-3, 9, (4, 5), "here"),
     "permutation": lambda draws: draws.permutation(23, "here"),
-    "mask": lambda draws: draws.dropout_mask(
-        (4, 5), [0.3] * len(draws.seeds), torch.float32, "here"
-    ),
+    "mask": lambda draws: draws.dropout_mask((4, 5), [0.3] * len(draws), torch.float32, "here"),
 }
 
 
@@ -194,7 +192,7 @@ class TestIndependence:
     size = (200_000,)
 
     def mask(self, draws: Draws, place: str) -> Tensor:
-        return draws.dropout_mask(self.size, [0.3] * len(draws.seeds), torch.float32, place)
+        return draws.dropout_mask(self.size, [0.3] * len(draws), torch.float32, place)
 
     def test_of_seeds(self) -> None:
         masks = self.mask(at(0, 0, 1, 2), "drop")

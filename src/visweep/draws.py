@@ -1,9 +1,13 @@
 """Random draws that depend on nothing but their key.
 
 Every draw is keyed by (replica seed, moment, place): the moment is an epoch or a step, the place
-names who draws ("order", "shift", "blocks.3.mlp.drop1"). No generator is carried from one draw to
-the next, so neither a replica beside it nor a resume in between can shift a draw, and a
+names who draws ("order", "shift", "blocks.3.mlp.drop1"). No generator is carried from one moment
+to the next, so neither a replica beside it nor a resume in between can shift a draw, and a
 checkpoint need not store any random state.
+
+On a GPU each replica has a generator that is keyed by (replica seed, moment) and drawn from place
+by place, in the order of its own model: a captured step can be replayed with other seeds, but
+cannot seed anew for every place.
 """
 
 from __future__ import annotations
@@ -55,36 +59,48 @@ class Draws:
         self._seeds = tuple(seeds)
         self._streams: tuple[tuple[int | str, ...], ...] = tuple((s, *moment) for s in seeds)
         self._part: Part | None = None
-        self._generator = torch.Generator(device)
+        self._by_place = _seeds_for_every_place(device)
+        count = 1 if self._by_place else len(self._seeds)
+        self.generators = [torch.Generator(device) for _ in range(count)]
+        self._begin()
 
     def __len__(self) -> int:
         return len(self._streams)
 
     def at(self, *moment: int | str) -> Draws:
         """The same replicas' draws at another moment."""
-        return self._changed(_streams=tuple((seed, *moment) for seed in self._seeds))
+        return self._changed(_streams=tuple((seed, *moment) for seed in self._seeds))._begin()
 
     def at_each(self, what: str, numbers: Sequence[int]) -> Draws:
         """The same replicas' draws, each at a moment of its own: the epoch or step of its run."""
         pairs = zip(self._seeds, numbers, strict=True)
-        return self._changed(_streams=tuple((seed, what, number) for seed, number in pairs))
+        streams = tuple((seed, what, number) for seed, number in pairs)
+        return self._changed(_streams=streams)._begin()
 
     def of(self, part: Part) -> Draws:
         """The same draws for a part of the batch: what is drawn per image is drawn for the whole
         batch, so that an image's draws do not depend on how the batch is divided."""
-        return self._changed(_part=part)
+        return self._changed(_part=part)._begin()
 
     def rows(self, start: int, stop: int) -> Draws:
         """The draws of replicas [start, stop) alone."""
         if (start, stop) == (0, len(self)):
             return self
         seeds, streams = self._seeds[start:stop], self._streams[start:stop]
-        return self._changed(_seeds=seeds, _streams=streams)
+        mine = self.generators if self._by_place else self.generators[start:stop]
+        return self._changed(_seeds=seeds, _streams=streams, generators=mine)
 
     def _changed(self, **attributes: object) -> Draws:
         other = copy.copy(self)
         vars(other).update(attributes)
         return other
+
+    def _begin(self) -> Draws:
+        """On a GPU: go to the start of this moment's draws."""
+        if not self._by_place:
+            for generator, stream in zip(self.generators, self._streams, strict=True):
+                generator.manual_seed(key(*stream))
+        return self
 
     def generator(self, replica: int, place: str) -> torch.Generator:
         """A generator at the start of the stream of this replica and place; use it at once,
@@ -93,8 +109,10 @@ class Draws:
         On the CPU torch seeds with the low 32 bits of the key, so that among the many streams of
         a long run two may be equal; nothing compares or subtracts them. Bytes are not drawn so.
         """
-        self._generator.manual_seed(key(*self._streams[replica], place))
-        return self._generator
+        if not self._by_place:
+            return self.generators[replica]
+        self.generators[0].manual_seed(key(*self._streams[replica], place))
+        return self.generators[0]
 
     def random_bytes(self, count: int, place: str) -> Tensor:
         """Independent uniform bytes, (K, count) uint8."""
@@ -102,16 +120,24 @@ class Draws:
         drawn: dict[tuple[int | str, ...], Tensor] = {}
         for replica, stream in enumerate(self._streams):
             # Trials of a study have the same seeds, and may be at the same step.
-            if stream not in drawn:
+            if stream not in drawn or not self._by_place:
                 drawn[stream] = self._words(replica, place, words)
         first = drawn[self._streams[0]]
         alone = len(self) == 1
         both = first[None] if alone else torch.stack([drawn[stream] for stream in self._streams])
         return both.view(torch.uint8)[:, :count]
 
+    def _halfwords(self, count: int, rates: Sequence[float], place: str) -> Tensor:
+        """Independent uniform 16-bit words, (K, count) int16; zeros where the rate is zero, so
+        that a replica draws what it draws alone."""
+        words = -(-count // 4)
+        none = torch.zeros(words, dtype=torch.int64, device=self.device)
+        drawn = [self._words(r, place, words) if rate else none for r, rate in enumerate(rates)]
+        return torch.stack(drawn).view(torch.int16)[:, :count]
+
     def _words(self, replica: int, place: str, count: int) -> Tensor:
         """Independent uniform 64-bit words, (count,) int64."""
-        if self.device.type == "cpu":
+        if self._by_place:
             # SFC64 (Doty-Humphrey, https://pracrand.sourceforge.net) draws a word in a third of
             # the time of torch's Mersenne Twister.
             stream = np.random.SFC64(key(*self._streams[replica], place))
@@ -153,24 +179,46 @@ class Draws:
         """Inverted-dropout factors, 0 or 1/(1 - rate): (K, *shape) of `dtype`. The first axis is
         of images, or of images times tokens.
 
-        Each element costs one random byte. A byte can only split at a multiple of 1/256, so the
-        split is itself drawn, once per mask and replica, between the two nearest ones: over
-        steps every element is dropped with exactly the rate asked for.
+        On the CPU each element costs one random byte. A byte can only split at a multiple of
+        1/256, so the split is itself drawn, once per mask and replica, between the two nearest
+        ones: over steps every element is dropped with exactly the rate asked for. On a GPU it
+        costs two, which split at the nearest multiple of 1/65536.
         """
-        splits, factors = [], []
-        for replica, rate in enumerate(rates):
-            exact = rate * 256.0
-            nudge = key(*self._streams[replica], place, "split") / 2.0**63
-            splits.append(int(exact + nudge))
-            factors.append(1.0 / (1.0 - rate))
-        drawn = self._of_part(self.random_bytes(self._whole(prod(shape)), place))
-        if self.device.type == "cpu":
-            mask = _mask_by_rows(drawn, splits, factors, dtype)
-        else:
-            column = torch.tensor(splits, dtype=torch.int16, device=self.device)[:, None]
-            scale = torch.tensor(factors, dtype=dtype, device=self.device)[:, None]
-            mask = torch.ge(drawn, column).to(dtype).mul_(scale)
-        return mask.view(len(self), *shape)
+        count = self._whole(prod(shape))
+        if not self._by_place:
+            drawn = self._of_part(self._halfwords(count, rates, place))
+            splits, factors = _columns(tuple(rates), dtype, self.device)
+            mask = torch.ge(drawn, splits).to(dtype).mul_(factors)
+            return mask.view(len(self), *shape)
+        cuts, scales = [], []
+        for stream, rate in zip(self._streams, rates, strict=True):
+            nudge = key(*stream, place, "split") / 2.0**63
+            cuts.append(int(rate * 256.0 + nudge))
+            scales.append(1.0 / (1.0 - rate))
+        bytes_ = self._of_part(self.random_bytes(count, place))
+        return _mask_by_rows(bytes_, cuts, scales, dtype).view(len(self), *shape)
+
+
+@cache
+def _columns(
+    rates: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Of each rate, where a 16-bit number splits, and the factor of what is kept: (K, 1) each.
+
+    They stay on the device: a captured step may not copy anything there.
+    """
+    # Not -32768 + 65536, which no such number reaches.
+    splits = [[min(round(rate * 65536) - 32768, 32767)] for rate in rates]
+    factors = [[1.0 / (1.0 - rate)] for rate in rates]
+    return (
+        torch.tensor(splits, dtype=torch.int16, device=device),
+        torch.tensor(factors, dtype=dtype, device=device),
+    )
+
+
+def _seeds_for_every_place(device: torch.device) -> bool:
+    """Whether a generator is seeded anew for every place, or only for every moment."""
+    return device.type == "cpu"
 
 
 def _mask_by_rows(

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from visweep import draws as draws_module
 from visweep import models
 from visweep.config import ConvNetConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
@@ -112,6 +113,23 @@ def test_joining_late_and_leaving_early_change_no_result(
         assert_alike(result, fit(member.model, member.train, data))
 
 
+@pytest.mark.parametrize("bucket", ["ragged", "wide"])
+def test_nor_does_it_where_draws_follow_one_another_as_on_a_gpu(
+    request: pytest.FixtureRequest,
+    data: ResidentData,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(draws_module, "_seeds_for_every_place", lambda device: False)
+    members: list[Member] = request.getfixturevalue(bucket)
+    results = together(members, data, join_1=2)
+    for member, result in zip(members, results, strict=True):
+        assert_alike(result, fit(member.model, member.train, data))
+    monkeypatch.undo()
+    usual = fit(members[0].model, members[0].train, data)
+    assert usual.history[0].train_loss != results[0].history[0].train_loss
+
+
 def test_runs_of_different_buckets_train_side_by_side(
     ragged: list[Member], wide: list[Member], data: ResidentData
 ) -> None:
@@ -161,6 +179,30 @@ def test_one_pass_is_one_forward_over_all(ragged: list[Member], data: ResidentDa
     depths = [m.model.depth for m in ragged for _ in m.train.seeds]
     reach = [len(block.norm1.weight) for block in shared.model.blocks]
     assert reach == [sum(depth > index for depth in depths) for index in range(3)]
+
+
+@pytest.mark.parametrize("bucket", ["ragged", "wide"])
+def test_a_step_that_is_left_to_itself_is_the_same_step(
+    request: pytest.FixtureRequest, data: ResidentData, bucket: str
+) -> None:
+    """What is captured on a GPU: it knows the step, and so images and learning rate, by itself."""
+    members = request.getfixturevalue(bucket)[:2]
+    guided, alone = Pass(members, data), Pass(members, data)
+    for epoch in (1, 2):
+        expected = [loss for r in guided.epoch([epoch] * 2) for loss in r.train_loss]
+        draws, count = alone.draws.at_each("epoch", [epoch] * alone.replicas), 5
+        unattended = alone._unattended
+        order = draws.permutation(len(data.train), "order")
+        nothing = torch.zeros(alone.replicas, dtype=torch.float64)
+        first = (epoch - 1) * count
+        unattended.begin([first] * alone.replicas, order, nothing)
+        alone.model.train()
+        for step in range(first, first + count):
+            unattended.step(alone.draws.at_each("step", [step] * alone.replicas))
+        losses = [unattended.losses[row] / count for rows in alone.rows for row in rows]
+        assert losses == pytest.approx(expected, abs=1e-6)
+    # The learning rates are float32 here, as they are on a GPU.
+    torch.testing.assert_close(alone.flat.values, guided.flat.values, rtol=0, atol=1e-6)
 
 
 def test_what_diverges_leaves_its_neighbours_alone(

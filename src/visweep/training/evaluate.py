@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visweep.data.resident import ResidentData, ResidentSplit
+from visweep.training.estimate import EVALUATED
 from visweep.training.memory import attempt, insist
 
-BATCH_SIZES = {"cpu": 128, "cuda": 512}
-"""Images per forward pass: a GPU wants many; on the CPU they only cost memory."""
+Predicted = Callable[[Tensor], Tensor]
+"""Logits (K, B, classes) for uint8 images (B, C, H, W)."""
+Through = Callable[[Predicted, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,22 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, data: ResidentData, split: ResidentSplit, replicas: int, dtype: torch.dtype
+    model: nn.Module,
+    data: ResidentData,
+    split: ResidentSplit,
+    replicas: int,
+    dtype: torch.dtype,
+    through: Through = lambda predicted, images: predicted(images),
 ) -> Evaluation:
     """Evaluate with the plain transform and dropout off; the model is left in training mode.
+
+    Args:
+        model: of K replicas.
+        data: that `split` is part of.
+        split: the images.
+        replicas: K.
+        dtype: of the forward pass.
+        through: by which way logits come from images, such as a captured graph.
 
     Raises:
         OutOfMemory: a single image does not fit in memory.
@@ -42,11 +57,12 @@ def evaluate(
     loss = torch.zeros(replicas, dtype=torch.float64, device=data.device)
     correct = torch.zeros(replicas, dtype=torch.int64, device=data.device)
     model.eval()
-    size = min(BATCH_SIZES.get(data.device.type, 512), len(split))
+    size = min(EVALUATED.get(data.device.type, 512), len(split))
+    predicted = partial(predict, model, data, replicas=replicas, dtype=dtype)
     start = 0
     while start < len(split):
         images = split.images[start : start + size]
-        logits = _predicted(partial(predict, model, data, images, replicas, dtype), size)
+        logits = _predicted(partial(through, predicted, images), size)
         if logits is None:
             size //= 2
             continue

@@ -160,6 +160,8 @@ def _point(parameters: Sequence[nn.Parameter], buffer: Tensor) -> None:
 class AdamW:
     """Torch's fused AdamW with one learning rate and weight decay per replica.
 
+    On a GPU the learning rates are tensors there, so that a captured step can change them.
+
     Args:
         flat: the parameters.
         lrs: peak learning rate of each replica.
@@ -169,23 +171,37 @@ class AdamW:
     def __init__(
         self, flat: FlatParameters, lrs: Sequence[float], weight_decays: Sequence[float]
     ) -> None:
+        device = flat.values.device
+        on_gpu = device.type != "cpu"
         self._lrs = tuple(lrs)
+        self._peaks = torch.tensor(lrs, dtype=torch.float32, device=device)
+        self._now = torch.zeros_like(self._peaks) if on_gpu else None
         groups = []
         for replica, (lr, weight_decay) in enumerate(zip(lrs, weight_decays, strict=True)):
             for columns, decay in zip(flat.halves(replica), (weight_decay, 0.0), strict=True):
                 part = flat.values[replica, columns].detach()
                 part.grad = flat.grads[replica, columns]
-                groups.append({"params": [part], "lr": lr, "weight_decay": decay})
-        self._optimizer = torch.optim.AdamW(groups, fused=True)
+                rate = lr if self._now is None else self._now[replica]
+                groups.append({"params": [part], "lr": rate, "weight_decay": decay})
+        self._optimizer = torch.optim.AdamW(groups, fused=True, capturable=on_gpu)
         for group in self._optimizer.param_groups:
             # Torch would do so in the first step, replica by replica: if memory ran out in the
             # midst of it, some of them would have been updated.
             self._optimizer.state[group["params"][0]] = _fresh_state(group["params"][0])
 
-    def step(self, factors: Sequence[float]) -> None:
-        """One update, each replica at its factor times its learning rate."""
-        for index, group in enumerate(self._optimizer.param_groups):
-            group["lr"] = self._lrs[index // 2] * factors[index // 2]
+    def step(self, factors: Sequence[float] | Tensor) -> None:
+        """One update, each replica at its factor times its learning rate.
+
+        Args:
+            factors: K of them; a tensor (K,) float32 lies where the parameters do.
+        """
+        if self._now is not None:
+            given = torch.as_tensor(factors, dtype=torch.float32, device=self._now.device)
+            torch.mul(self._peaks, given, out=self._now)
+        else:
+            rates = [lr * float(f) for lr, f in zip(self._lrs, factors, strict=True)]
+            for index, group in enumerate(self._optimizer.param_groups):
+                group["lr"] = rates[index // 2]
         self._optimizer.step()
 
     def state(self, replicas: range) -> list[dict[str, Tensor]]:

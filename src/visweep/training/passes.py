@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+from functools import cached_property, partial
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +24,17 @@ from visweep.draws import Draws
 from visweep.models.layers import initialise
 from visweep.training.device import compute_dtype, master_dtype, reset_peak_memory
 from visweep.training.evaluate import Evaluation, evaluate
-from visweep.training.memory import attempt, insist
+from visweep.training.graphs import Forward, Graph, captured
+from visweep.training.memory import attempt, insist, keep_pages
 from visweep.training.micro import MicroBatches
 from visweep.training.optimizer import AdamW, FlatParameters, schedule
 from visweep.training.results import EpochResult
+from visweep.training.unattended import Unattended
 
 _T = TypeVar("_T")
+
+_FIRST_STEPS = 2
+"""Of an epoch are not replayed: in them all that a step makes once is made."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class Pass:
         data: ResidentData,
         states: Sequence[State | None] | None = None,
     ) -> None:
+        if data.device.type == "cpu":
+            keep_pages()
         self.members = tuple(members)
         self.data = data
         order = sorted(range(len(members)), key=lambda m: members[m].model.stack_order)
@@ -113,6 +120,9 @@ class Pass:
         self.augmenter = Augmenter(data.train, self.config.translate, self.config.flip)
         self.steps_per_epoch = len(data.train) // self.config.batch_size
         self.factors = [schedule(member.train, self.steps_per_epoch) for member in members]
+        self._graph: Graph | Literal[False] | None = None
+        self._evaluated = False
+        self._forward = Forward()
         for member, state in enumerate(states):
             if state is not None:
                 self._go_on(member, state)
@@ -163,8 +173,41 @@ class Pass:
         self.model.train()
         for index in range(self.steps_per_epoch):
             steps = [step + index for step in first]
+            if index == _FIRST_STEPS and (graph := self._captured()):
+                total = self._replayed(graph, steps, self.steps_per_epoch - index, order, total)
+                break
             total += self.step(steps, order[:, index * size : (index + 1) * size])
         return tuple((total / self.steps_per_epoch).tolist())
+
+    def _captured(self) -> Graph | None:
+        """The steps to come as a graph, which is captured once; None where there is none."""
+        wanted = self.data.device.type == "cuda" and not self.micro.divided
+        if wanted and self._graph is None:
+            unattended, draws = self._unattended, self.draws
+            self._graph = captured(lambda: unattended.step(draws), draws.generators) or False
+        return (wanted and self._graph) or None
+
+    def _replayed(
+        self, graph: Graph, steps: Sequence[int], count: int, order: Tensor, total: Tensor
+    ) -> Tensor:
+        """So many steps of every replica; returns the sum of all losses of the epoch, (K,)."""
+        self._unattended.begin(self._by_row(steps), order, total)
+        for index in range(count):
+            # A replay draws from the generators as they are seeded then.
+            self.draws.at_each("step", self._by_row([step + index for step in steps]))
+            graph.replay()
+        return self._unattended.losses.clone()
+
+    @cached_property
+    def _unattended(self) -> Unattended:
+        return Unattended(
+            self._gradient,
+            self._update,
+            self._by_row(self.factors),
+            len(self.data.train),
+            self.config.batch_size,
+            self.data.device,
+        )
 
     def step(self, steps: Sequence[int], indices: Tensor) -> Tensor:
         """One update of every replica; returns their losses (K,), still on the device.
@@ -186,11 +229,13 @@ class Pass:
             reset_peak_memory(self.data.device)
             for buffer, before in zip(self.model.buffers(), statistics, strict=True):
                 buffer.copy_(before)
-        self.flat.clip(self._clip_norms)
-        factors = [self.factors[m][step] for m, step in enumerate(steps)]
-        self.optimizer.step(self._by_row(factors))
-        self.flat.refresh()
+        self._update(self._by_row([self.factors[m][step] for m, step in enumerate(steps)]))
         return losses
+
+    def _update(self, factors: Sequence[float] | Tensor) -> None:
+        self.flat.clip(self._clip_norms)
+        self.optimizer.step(factors)
+        self.flat.refresh()
 
     def _by_row(self, values: Sequence[_T]) -> list[_T]:
         """One value per member as one per replica."""
@@ -231,7 +276,12 @@ class Pass:
 
     def evaluate(self, split: ResidentSplit) -> Evaluation:
         """Of every replica, on images that it does not learn from now."""
-        return evaluate(self.model, self.data, split, self.replicas, self.dtype)
+        arguments = self.model, self.data, split, self.replicas, self.dtype
+        # What is evaluated once is not worth capturing.
+        if self.data.device.type != "cuda" or not self._evaluated:
+            self._evaluated = True
+            return evaluate(*arguments)
+        return evaluate(*arguments, self._forward)
 
     def state(self, member: int) -> State:
         """What a member is by now. Its optimiser's tensors are those in use."""

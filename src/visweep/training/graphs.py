@@ -1,0 +1,89 @@
+"""CUDA graphs: kernels that are captured once, and replayed without the host in between.
+
+A step of a small model is hundreds of kernels, each shorter than its launch; see
+https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs/. What is captured reads its input
+from, and leaves its outcome in, tensors that stay where they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from visweep.training.evaluate import Predicted
+
+_log = logging.getLogger(__name__)
+_told: set[str] = set()
+
+
+class Graph:
+    """A piece of work on the GPU, captured; it is not done by that.
+
+    Args:
+        work: does it; it was done before, so that nothing is made for the first time in it.
+        generators: that it draws from. What it draws depends on how they are seeded when it is
+            replayed, not on how they were.
+
+    Raises:
+        RuntimeError: something in it cannot be captured.
+    """
+
+    def __init__(
+        self, work: Callable[[], object], generators: Sequence[torch.Generator] = ()
+    ) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            self._graph.register_generator_state(generator)
+        with torch.cuda.graph(self._graph):
+            work()
+
+    def replay(self) -> None:
+        """Do it."""
+        self._graph.replay()
+
+
+def captured(
+    work: Callable[[], object], generators: Sequence[torch.Generator] = ()
+) -> Graph | None:
+    """The work as a graph; None where it cannot be captured, which is logged once per cause."""
+    try:
+        return Graph(work, generators)
+    except RuntimeError as e:
+        cause = str(e).partition("\n")[0]
+    if cause not in _told:
+        _told.add(cause)
+        _log.warning("trained without CUDA graphs, more slowly: %s", cause)
+    return None
+
+
+class Forward:
+    """Logits from a captured forward pass, for batches of the size of the first one; from a plain
+    one for others."""
+
+    def __init__(self) -> None:
+        self._captured: tuple[Tensor, Tensor, Graph] | None = None
+        self._refused = False
+
+    def __call__(self, predicted: Predicted, images: Tensor) -> Tensor:
+        """As `predicted` gives them, which is the same function in every call."""
+        if self._refused:
+            return predicted(images)
+        if self._captured is None:
+            self._capture(predicted, images)
+            return predicted(images)
+        given, logits, graph = self._captured
+        if given.shape != images.shape:
+            return predicted(images)
+        given.copy_(images)
+        graph.replay()
+        return logits
+
+    def _capture(self, predicted: Predicted, images: Tensor) -> None:
+        given = images.clone()
+        logits = predicted(given)
+        graph = captured(lambda: logits.copy_(predicted(given)))
+        self._refused = graph is None
+        self._captured = None if graph is None else (given, logits, graph)
