@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -219,3 +220,28 @@ def test_a_worker_joins_from_another_command(search: Callable[..., Search], wait
     refused = mine.launcher.run("visweep", "worker", *url)
     assert refused.status == 2
     assert "name the study to work on; unfinished here: none" in refused.stderr
+
+
+def test_all_trials_of_a_killed_process_are_taken_over(
+    search: Callable[..., Search], wait_for: Any
+) -> None:
+    mine = search("--epochs", 30, "--pruner", "none", "--pack", 3)
+    process = mine.start(7)
+
+    def holding() -> list[int]:
+        if not mine.file.exists():
+            return []
+        with closing(sqlite3.connect(mine.file, timeout=30)) as connection:
+            query = "SELECT owner FROM visweep_slots WHERE owner IS NOT NULL"
+            with suppress(sqlite3.OperationalError):  # it is being made
+                return [json.loads(owner)["pid"] for (owner,) in connection.execute(query)]
+        return []
+
+    wait_for(lambda: max(Counter(holding()).values(), default=0) == 3, about=process)
+    victim = Counter(holding()).most_common(1)[0][0]
+    os.kill(victim, signal.SIGKILL)
+    process.wait()
+    assert (process.status, process.stderr) == (0, "")
+    said = f"worker {victim} was ended by SIGKILL while it trained trials "
+    assert said in process.stdout
+    require_whole(mine.trials(), 7)

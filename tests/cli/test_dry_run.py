@@ -35,7 +35,6 @@ def test_a_model_that_does_not_fit_is_a_row_like_others(tmp_path: Path) -> None:
         seeds=1,
         device="cpu",
         workers=1,
-        pack=1,
         sampler="tpe",
         pruner="none",
         duplicates="run",

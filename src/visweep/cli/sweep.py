@@ -30,13 +30,13 @@ class SweepOptions:
     seeds: int
     device: str
     workers: int | None
-    pack: int
     sampler: str
     pruner: str
     duplicates: str
     timeout: float | None
     seed: int
     limits: Limits = NO_LIMITS
+    pack: int = 1
 
 
 def run(recipe: Recipe) -> None:
