@@ -99,7 +99,7 @@ def test_number_of_parameters_is_torchvisions() -> None:
 
 
 def test_attention_is_torchs_with_its_gradients() -> None:
-    ours = SelfAttention(SMALL, 1, "attn").double()
+    ours = SelfAttention([SMALL], "attn").double()
     reference = nn.MultiheadAttention(SMALL.embed_dim, SMALL.num_heads, batch_first=True).double()
     with torch.no_grad():
         for parameter in reference.parameters():

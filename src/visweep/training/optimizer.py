@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from visweep.config import TrainConfig
 from visweep.models.layers import decayed_parameters, wide_parameters
@@ -160,7 +161,8 @@ def _point(parameters: Sequence[nn.Parameter], buffer: Tensor) -> None:
 class AdamW:
     """Torch's fused AdamW with one learning rate and weight decay per replica.
 
-    On a GPU the learning rates are tensors there, so that a captured step can change them.
+    On a GPU the learning rates are tensors there, so that a captured step can change them. It is
+    called as a function, since torch's class imports torch's compiler, which takes seconds.
 
     Args:
         flat: the parameters.
@@ -176,18 +178,11 @@ class AdamW:
         self._lrs = tuple(lrs)
         self._peaks = torch.tensor(lrs, dtype=torch.float32, device=device)
         self._now = torch.zeros_like(self._peaks) if on_gpu else None
-        groups = []
-        for replica, (lr, weight_decay) in enumerate(zip(lrs, weight_decays, strict=True)):
-            for columns, decay in zip(flat.halves(replica), (weight_decay, 0.0), strict=True):
-                part = flat.values[replica, columns].detach()
-                part.grad = flat.grads[replica, columns]
-                rate = lr if self._now is None else self._now[replica]
-                groups.append({"params": [part], "lr": rate, "weight_decay": decay})
-        self._optimizer = torch.optim.AdamW(groups, fused=True, capturable=on_gpu)
-        for group in self._optimizer.param_groups:
-            # Torch would do so in the first step, replica by replica: if memory ran out in the
-            # midst of it, some of them would have been updated.
-            self._optimizer.state[group["params"][0]] = _fresh_state(group["params"][0])
+        self._parts = [
+            _Part(flat.values[replica, columns].detach(), flat.grads[replica, columns], decay)
+            for replica, weight_decay in enumerate(weight_decays)
+            for columns, decay in zip(flat.halves(replica), (weight_decay, 0.0), strict=True)
+        ]
 
     def step(self, factors: Sequence[float] | Tensor) -> None:
         """One update, each replica at its factor times its learning rate.
@@ -195,29 +190,58 @@ class AdamW:
         Args:
             factors: K of them; a tensor (K,) float32 lies where the parameters do.
         """
+        rates: Sequence[float | Tensor]
         if self._now is not None:
             given = torch.as_tensor(factors, dtype=torch.float32, device=self._now.device)
             torch.mul(self._peaks, given, out=self._now)
+            rates = self._now.unbind()
         else:
             rates = [lr * float(f) for lr, f in zip(self._lrs, factors, strict=True)]
-            for index, group in enumerate(self._optimizer.param_groups):
-                group["lr"] = rates[index // 2]
-        self._optimizer.step()
+        with torch.no_grad():
+            for index, part in enumerate(self._parts):
+                part.update(rates[index // 2])
 
     def state(self, replicas: range) -> list[dict[str, Tensor]]:
         """Of each replica's weight matrices, then of its other parameters: the step count and
         both moments."""
-        return [dict(self._optimizer.state[part]) for part in self._parts(replicas)]
+        return [dict(part.state) for part in self._of(replicas)]
 
     def load_state(self, replicas: range, state: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on from what `state` returned."""
-        for part, values in zip(self._parts(replicas), state, strict=True):
-            for name, value in self._optimizer.state[part].items():
+        for part, values in zip(self._of(replicas), state, strict=True):
+            for name, value in part.state.items():
                 value.copy_(values[name])
 
-    def _parts(self, replicas: range) -> list[Tensor]:
-        groups = self._optimizer.param_groups[2 * replicas.start : 2 * replicas.stop]
-        return [group["params"][0] for group in groups]
+    def _of(self, replicas: range) -> list[_Part]:
+        return self._parts[2 * replicas.start : 2 * replicas.stop]
+
+
+class _Part:
+    """Successive parameters of one replica that decay alike."""
+
+    def __init__(self, values: Tensor, grads: Tensor, weight_decay: float) -> None:
+        self._values, self._grads = values, grads
+        self._weight_decay = weight_decay
+        self.state = _fresh_state(values)
+
+    def update(self, lr: float | Tensor) -> None:
+        adamw(
+            [self._values],
+            [self._grads],
+            [self.state["exp_avg"]],
+            [self.state["exp_avg_sq"]],
+            [],
+            [self.state["step"]],
+            fused=True,
+            capturable=self._values.device.type != "cpu",
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=lr,
+            weight_decay=self._weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
 
 
 def _fresh_state(parameter: Tensor) -> dict[str, Tensor]:
