@@ -8,8 +8,8 @@ once, and prints the largest sum when the command has ended.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +20,14 @@ _INTERVAL = 3.0
 
 
 def main() -> None:
-    command = subprocess.Popen(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("program", help="what to run, such as python")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="and with which arguments")
+    asked = parser.parse_args()
+    try:
+        command = subprocess.Popen([asked.program, *asked.arguments])
+    except OSError as e:
+        parser.error(f"{asked.program}: {e.strerror}")
     peak = 0
     while command.poll() is None:
         peak = max(peak, together(command.pid))

@@ -19,11 +19,18 @@ from visweep.training.estimate import (
     amounts,
     estimate,
     memory_amounts,
+    peak_memory,
     priced,
     seconds_per_epoch,
 )
-from visweep.training.evaluate import BATCH_SIZES
-from visweep.training.probe import calibrate, measure, prices, synthetic
+from visweep.training.probe import (
+    Measured,
+    calibrate,
+    measure,
+    prices,
+    prices_of_largest,
+    synthetic,
+)
 
 CPU = torch.device("cpu")
 CALIBRATION = Calibration(
@@ -36,7 +43,8 @@ CALIBRATION = Calibration(
 
 
 def held(model: ModelConfig, train: TrainConfig, precision: str = "float32") -> dict[str, float]:
-    return memory_amounts(model, train, precision, "cpu")
+    """In a training step."""
+    return memory_amounts(model, train, precision, "cpu")[0]
 
 
 class TestAmounts:
@@ -72,6 +80,19 @@ class TestAmounts:
         assert double["stored"] == 2 * wide["stored"]
         assert double["parameters"] == wide["parameters"]
 
+    def test_memory_is_that_of_the_largest_moment(
+        self, model: ModelConfig, train: TrainConfig
+    ) -> None:
+        for device in ("cpu", "cuda"):
+            moments = memory_amounts(model, train, "float32", device)
+            assert all(moment.keys() == moments[0].keys() for moment in moments)
+            for name in ("stored", "evaluated", "written"):
+                prices = {name: 2.0, "process": 1.0}
+                calibration = replace(CALIBRATION, device=device, memory=prices)
+                largest = max(moment[name] for moment in moments)
+                assert largest > 0
+                assert peak_memory(model, train, calibration) == 1 + 2 * largest
+
     def test_what_a_convnet_keeps_depends_on_its_block(self, convnet: ConvNetConfig) -> None:
         stored = [
             held(convnet.replace(block=block), TrainConfig())["stored"]
@@ -92,9 +113,6 @@ class TestEstimate:
         assert found.seconds_per_epoch == 2.5
         assert found.peak_memory == 1000 + 4 * 4 * found.num_params
         assert found.multiply_adds > found.num_params > 0
-
-    def test_images_of_an_evaluation_are_what_it_takes(self) -> None:
-        assert EVALUATED == BATCH_SIZES
 
     def test_a_calibration_survives_json(self) -> None:
         stored = json.loads(json.dumps(CALIBRATION.to_json()))
@@ -118,6 +136,24 @@ class TestPrices:
         counted = [{"a": 1.0, "b": 0.0} for _ in range(3)]
         assert prices(counted, [2.0, 2.0, 2.0]) == pytest.approx({"a": 2.0, "b": 0.0})
 
+    def test_of_the_largest_of_several_sums(self) -> None:
+        """Which of them it is changes halfway."""
+        counted = [[{"a": float(n), "b": 0.0}, {"a": 0.0, "b": float(10 - n)}] for n in range(11)]
+        measured = [max(2.0 * n, 3.0 * (10 - n)) for n in range(11)]
+        assert prices_of_largest(counted, measured) == pytest.approx({"a": 2.0, "b": 3.0})
+
+
+def measured_alone(model: ModelConfig, train: TrainConfig) -> Measured:
+    [found] = measure([(model, train)], synthetic(model, train, CPU))
+    assert found is not None
+    return found
+
+
+class TestMeasured:
+    def test_the_fastest_burst_and_the_mean_of_all_runs_but_the_first(self) -> None:
+        bursts = [Measured(3.0, 1.0, 99.0), Measured(2.0, 5.0, 10.0), Measured(4.0, 4.0, 20.0)]
+        assert Measured.of(bursts) == Measured(2.0, 1.0, 15.0)
+
 
 class TestProbe:
     def test_a_small_probe(self, model: ModelConfig, train: TrainConfig) -> None:
@@ -131,7 +167,7 @@ class TestProbe:
         calibration = calibrate([(model, train), (larger, train)], CPU)
         assert Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
         images = Images(train.batch_size, EVALUATED["cpu"])
-        measured = measure(larger, train, synthetic(larger, train, CPU))
+        measured = measured_alone(larger, train)
         found = estimate(larger, train, images, calibration)
         seconds = measured.step + measured.evaluation
         assert seconds / 3 < found.seconds_per_epoch < 3 * seconds
@@ -146,7 +182,7 @@ class TestProbe:
     def test_memory_of_a_batch_is_measured(self, train: TrainConfig) -> None:
         model = ViTConfig(image_size=32, patch_size=4, embed_dim=128, depth=4, num_heads=4)
         train = train.replace(batch_size=64, seeds=(1,))
-        measured = measure(model, train, synthetic(model, train, CPU))
+        measured = measured_alone(model, train)
         counted = held(model, train)
         least = counted["stored"] + 4 * counted["parameters"]
         assert 0.7 * least < measured.memory < 2 * least

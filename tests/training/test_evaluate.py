@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visweep import models
-from visweep.config import ModelConfig
+from visweep.config import ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset, Split
 from visweep.data.resident import to_device
 from visweep.draws import Draws
 from visweep.models.layers import initialise
-from visweep.training.evaluate import BATCH_SIZES, evaluate, predict
+from visweep.training.estimate import EVALUATED, Calibration, Images, seconds_per_epoch
+from visweep.training.evaluate import evaluate, predict
 
 CPU = torch.device("cpu")
 
@@ -27,7 +28,7 @@ def data() -> Dataset:
         images[:, 1] //= 3
         return Split(images, rng.integers(0, 4, count))
 
-    parts = {"train": split(100), "val": split(BATCH_SIZES["cpu"] + 88)}
+    parts = {"train": split(100), "val": split(EVALUATED["cpu"] + 88)}
     return Dataset(name="noise", classes=tuple("abcd"), fingerprint="", may_flip=False, **parts)
 
 
@@ -59,6 +60,22 @@ def test_loss_and_accuracy_are_torchs_over_all_images(model: ModelConfig, data: 
         expected = F.cross_entropy(logits[k], labels).item()
         assert found.loss[k] == pytest.approx(expected, rel=1e-5)  # moments are in float32
         assert found.accuracy[k] == (logits[k].argmax(1) == labels).double().mean().item()
+
+
+def test_its_batches_are_those_of_the_estimate(
+    vit: ViTConfig, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EVALUATED, "cpu", 100)
+    model, resident = drawn(vit.replace(in_chans=2), (0,)), to_device(data, CPU)
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[1]))
+    evaluate(model, resident, resident.val, 1, torch.float64)
+    assert sizes == [100, 100, 16]
+    one_a_pass = Calibration(
+        device="cpu", precision="float64", step={}, evaluation={"passes": 1.0}, memory={}
+    )
+    images = Images(train=100, val=len(data.val))
+    assert seconds_per_epoch(vit, TrainConfig(), images, one_a_pass) == len(sizes)
 
 
 def test_changes_nothing_in_the_model(model: ModelConfig, data: Dataset) -> None:

@@ -20,7 +20,7 @@ from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import to_device
 from visweep.errors import OutOfMemory
-from visweep.training.cost import measure
+from visweep.training.cost import seconds_per_epoch
 from visweep.training.device import peak_memory
 from visweep.training.fit import fit
 from visweep.training.memory import attempt, insist, is_out_of_memory
@@ -197,7 +197,7 @@ class TestNothingFits:
         finally:
             gc.enable()
 
-    @pytest.mark.parametrize("what", [fit, measure])
+    @pytest.mark.parametrize("what", [fit, seconds_per_epoch])
     def test_a_model_that_cannot_be_built(
         self, vit: ViTConfig, train: TrainConfig, quadrants: Dataset, what: Callable[..., Any]
     ) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
@@ -24,7 +23,7 @@ from visweep.training.counts import multiply_adds, num_params
 from visweep.training.estimate import Calibration, amounts
 
 _PROBES = 14
-_CORNERS, _CANDIDATES = 20_000, 200
+_CANDIDATES = 200
 _LARGE, _MOST_MULTIPLY_ADDS = 1.5e9, 1e10
 """Of a training step's forward pass: larger models are tried with few layers, and not at all."""
 _MOST_PARAMETERS = 5e7
@@ -64,7 +63,7 @@ def _path(specification: Specification, device: str, threads: int) -> Path:
 def design(specification: Specification) -> list[_Configuration]:
     """A handful of configurations, spread over a space; every other one, and the large ones, of
     few layers, so that none takes long."""
-    first, *others = islice(corners(specification.space, middle=True), _CORNERS)
+    first, *others = corners(specification.space, middle=True)
     drawn = Random(0).sample(others, min(len(others), _CANDIDATES))
     candidates = {}
     for index, point in enumerate([first, *others[-1:], *drawn]):

@@ -15,6 +15,8 @@ from visweep.folders import cache_dir
 from visweep.sealed import write_atomically
 from visweep.training.estimate import Calibration
 
+_VERSION = 2
+"""Of what a calibration holds, and of how it is measured: one of another version is made anew."""
 _CPUINFO = Path("/proc/cpuinfo")
 
 _log = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ def path_of(device: str, threads: int, probed: object) -> Path:
         probed: what it is made of, in its `repr`.
     """
     versions = [importlib.metadata.version(name) for name in ("visweep", "torch")]
-    key = (*versions, _hardware(device), threads, probed)
+    key = (_VERSION, *versions, _hardware(device), threads, probed)
     digest = hashlib.sha256(repr(key).encode()).hexdigest()
     return cache_dir() / "calibrations" / f"{digest[:16]}.json"
 

@@ -1,9 +1,14 @@
 """What a configuration will cost on a device, from a formula that a probe has calibrated.
 
 A pass over a batch is counted as a few amounts: arithmetic, elements that are read and written one
-by one, operations to be launched, parameters to be updated. Its time, and its memory, is a sum of
-these amounts, each with a price. The prices are what `visweep.training.probe` measures on the
-device at hand. Nothing here imports torch.
+by one, operations to be launched, parameters to be updated. Its time is a sum of these amounts,
+each with a price, and so is the memory that is held at a moment; a run's peak is that of the
+largest of some moments. The prices are what `visweep.training.probe` measures on the device at
+hand. Nothing here imports torch.
+
+On the CPU the memory that a run takes also depends on the runs before it, since the allocator
+serves it from the pieces that they gave back: up to a quarter more or less where tensors of
+unlike sizes come and go, as in a ConvNet. No estimate is closer than that.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from visweep.training.counts import convolutions, hidden_width, multiply_adds, n
 
 EVALUATED = {"cpu": 128, "cuda": 512}
 """Images per forward pass of an evaluation, by type of device: a GPU wants many; on the CPU they
-only cost memory."""
+only cost memory. What is estimated is what is done: the evaluation itself reads them here."""
 
 _LANES = 16
 """Convolutions compute so many channels at a time, however few there are."""
@@ -98,8 +103,8 @@ def estimate(
 
 def peak_memory(model: ModelConfig, train: TrainConfig, calibration: Calibration) -> float:
     """Bytes at most, as `Estimate` has it."""
-    held = memory_amounts(model, train, calibration.precision, calibration.device)
-    return priced(held, calibration.memory)
+    moments = memory_amounts(model, train, calibration.precision, calibration.device)
+    return max(priced(held, calibration.memory) for held in moments)
 
 
 def seconds_per_epoch(
@@ -174,28 +179,56 @@ def _padded(channels: int) -> int:
 
 def memory_amounts(
     model: ModelConfig, train: TrainConfig, precision: str, device: str
-) -> dict[str, float]:
-    """Bytes that a trial holds: for the parameters, for the backward pass of a batch, and for the
-    largest tensor of a step and of an evaluation."""
+) -> list[dict[str, float]]:
+    """Bytes that a trial holds at each moment that may be its peak: in a training step, in an
+    evaluation, and while its checkpoint is written.
+
+    On the CPU an evaluation is no moment of its own: what a step has given back lies in pieces,
+    few of which serve an evaluation, so that it comes on top.
+    """
     replicas, size = len(train.seeds), _BYTES[precision]
-    stacked = replicas * train.batch_size
-    stored, added, widest = (
+    stacked, evaluated = replicas * train.batch_size, replicas * EVALUATED[device]
+    counted = (
         _stored_by_convnet(model) if isinstance(model, ConvNetConfig) else _stored_by_vit(model)
     )
     pixels = model.in_chans * model.image_size**2
-    return {
-        "process": 1.0,
-        "parameters": replicas * num_params(model) * max(4, size),
-        "stored": stacked * (stored + pixels) * size,
-        "added": stacked * added * size,
-        "widest": stacked * widest * size,
-        "evaluated": replicas * EVALUATED[device] * widest * size,
+    parameters = replicas * num_params(model) * max(4, size)
+    none = dict.fromkeys(("stored", "added", "widest", "uneven", "evaluated", "written"), 0.0)
+    always = {**none, "process": 1.0, "parameters": parameters}
+    evaluation = {"evaluated": float(evaluated * counted.evaluated * size)}
+    step = {
+        "stored": float(stacked * (counted.stored + pixels) * size),
+        "added": float(stacked * counted.added * size),
+        "widest": float(stacked * counted.widest * size),
+        "uneven": float(stacked * counted.uneven * size),
     }
+    writing = {**always, "written": parameters}
+    if device == "cpu":
+        return [{**always, **step, **evaluation}, writing]
+    return [{**always, **step}, {**always, **evaluation}, writing]
 
 
-def _stored_by_vit(model: ViTConfig) -> tuple[int, int, int]:
-    """Elements per image: what all layers keep for the backward pass, what dropout adds to it, and
-    the largest tensor."""
+@dataclass(frozen=True)
+class _Stored:
+    """Elements per image.
+
+    Attributes:
+        stored: what all layers keep for the backward pass.
+        added: what dropout adds to it.
+        widest: the largest tensor, where it is one of many of its size at a time.
+        evaluated: the most that a forward pass alone holds at a time.
+        uneven: the largest tensor that a convolution copies into one of more channels, into whose
+            place no whole number of the former fits.
+    """
+
+    stored: int
+    added: int
+    widest: int
+    evaluated: int
+    uneven: int
+
+
+def _stored_by_vit(model: ViTConfig) -> _Stored:
     width, tokens, hidden = model.embed_dim, model.num_tokens, hidden_width(model)
     scores = model.num_heads * tokens**2
     # Of each block: both norms' inputs and outputs, query, key, value, and what attention gave.
@@ -204,21 +237,39 @@ def _stored_by_vit(model: ViTConfig) -> tuple[int, int, int]:
     dropped += 2 * scores if model.attn_drop else 0
     outside = 3 * tokens * width
     widest = max(tokens * hidden, 3 * tokens * width, scores)
-    return model.depth * block + outside, model.depth * dropped, widest
+    return _Stored(
+        stored=model.depth * block + outside,
+        added=model.depth * dropped,
+        widest=widest,
+        evaluated=tokens * 4 * width + 2 * scores,
+        uneven=0,
+    )
 
 
-def _stored_by_convnet(model: ConvNetConfig) -> tuple[int, int, int]:
-    """Elements per image: what all layers keep, what a ReLU over a sum adds, and the largest
-    tensor."""
-    stored, widest = 0, 0
-    for layer in convolutions(model):
-        # A norm keeps its input, and what follows it its own; a shortcut is added at once.
-        kept = int(layer.normed) + int(layer.kernel > 1)
-        stored += kept * layer.outputs
-        widest = max(widest, layer.outputs)
+def _stored_by_convnet(model: ConvNetConfig) -> _Stored:
+    layers = list(convolutions(model))
+    # A norm keeps its input, and what follows it its own; a shortcut is added at once.
+    stored = sum((int(layer.normed) + int(layer.kernel > 1)) * layer.outputs for layer in layers)
+    if model.block != "basic":
+        # The ReLU before the sum keeps its own, and what follows the sum that.
+        stored += _sums(model)
+    largest = max(layer.outputs for layer in layers)
+    copied = max(layer.size**2 * _padded(layer.channels) for layer in layers)
+    # Before the last convolution of a block: the shortcut, the input with and without its norm or
+    # ReLU, and the output.
+    held = 3 if model.block == "late_relu" else 4
+    uneven = (layer.outputs for layer in layers if _padded(layer.channels) % layer.channels)
+    return _Stored(
+        stored=stored,
+        added=0,
+        widest=0,
+        evaluated=held * largest + copied,
+        uneven=max(uneven, default=0),
+    )
+
+
+def _sums(model: ConvNetConfig) -> int:
+    """Elements per image of the outputs of all blocks."""
     sizes = [-(-model.image_size // 2**stage) for stage in range(len(model.widths))]
     stages = zip(sizes, model.widths, model.depths, strict=True)
-    sums = sum(size**2 * width * depth for size, width, depth in stages)
-    if model.block == "basic":
-        return stored, sums, widest
-    return stored + sums, 0, widest
+    return sum(size**2 * width * depth for size, width, depth in stages)

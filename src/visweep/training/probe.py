@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import torch
@@ -23,11 +24,14 @@ from visweep.training.fit import fit
 from visweep.training.memory import give_back, insist
 from visweep.training.passes import Pass
 
-_LEAST_TIMES, _MOST_TIMES = 3, 20
-_SECONDS = 0.1
-"""For so long a pass is repeated, between these bounds."""
-_ROUNDS = 4
-_LITTLE = 2.0**23
+_BURSTS = 3
+"""Each configuration is tried so often, after all the others: what disturbs one burst is over by
+the next, and the allocator has seen the others in between."""
+_LEAST_TIMES, _MOST_TIMES = 2, 10
+_SECONDS = 0.05
+"""For so long a pass is repeated in a burst, between these bounds."""
+_ROUNDS = 12
+LITTLE = 2.0**20
 """Bytes: what is less depends on what the allocator has at hand."""
 
 
@@ -39,13 +43,22 @@ class Measured:
         step: seconds of a training step.
         evaluation: seconds of a forward pass of `EVALUATED` images.
         memory: bytes at most of a run of one step, its evaluation and its checkpoint, over what
-            was held before. It is that of the second of two runs: what is compiled for a model's
-            shapes stays in the process, and belongs to no trial.
+            was held before; the mean of some runs. It is not that of the first run: what is
+            compiled for a model's shapes stays in the process, and belongs to no trial.
     """
 
     step: float
     evaluation: float
     memory: float
+
+    @classmethod
+    def of(cls, bursts: Sequence[Measured]) -> Measured:
+        """What several bursts say of one configuration."""
+        return cls(
+            step=min(burst.step for burst in bursts),
+            evaluation=min(burst.evaluation for burst in bursts),
+            memory=mean(burst.memory for burst in bursts[1:]),
+        )
 
 
 def calibrate(
@@ -63,11 +76,8 @@ def calibrate(
     """
     _, train = configurations[0]
     images = synthetic(configurations[0][0], _widest([t for _, t in configurations]), device)
-    # What is only slow, or taken, the first time is no part of any trial's cost. The allocator
-    # keeps pieces as large as the largest that it has seen given back.
-    _attempted(*max(configurations, key=_stored), images)
-    found = [(model, train, _attempted(model, train, images)) for model, train in configurations]
-    tried = [(model, train, measured) for model, train, measured in found if measured is not None]
+    measured = measure(configurations, images)
+    tried = [(*c, m) for c, m in zip(configurations, measured, strict=True) if m is not None]
     if not tried:
         raise OutOfMemory("the smallest model does not fit in memory")
     evaluated = EVALUATED[device.type]
@@ -82,10 +92,10 @@ def calibrate(
             [amounts(m, evaluated, len(t.seeds), training=False) for m, t, _ in tried],
             [measured.evaluation for *_, measured in tried],
         ),
-        memory=prices(
+        memory=prices_of_largest(
             [memory_amounts(m, t, t.precision, device.type) for m, t, _ in tried],
             [measured.memory for *_, measured in tried],
-            least=_LITTLE,
+            least=LITTLE,
         ),
     )
 
@@ -100,26 +110,58 @@ def prices(
         measured: what each took.
         least: errors are relative to no less than this.
     """
-    names = list(counted[0])
-    table = np.array([[row[name] for name in names] for row in counted], float)
-    known = np.array(measured, float)
-    scale = np.maximum(table.max(axis=0), 1.0)
-    explained = known
-    # Errors relative to what was measured would favour prices that are too low.
-    for _ in range(_ROUNDS):
-        weight = 1.0 / np.maximum(explained, least)
-        solved, _ = nnls(table / scale * weight[:, None], known * weight)
-        explained = table / scale @ solved
-    return {name: float(price) for name, price in zip(names, solved / scale, strict=True)}
+    return prices_of_largest([[amounts] for amounts in counted], measured, least)
 
 
-def measure(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Measured:
-    """Try a configuration; nothing of it is kept.
+def prices_of_largest(
+    counted: Sequence[Sequence[Amounts]], measured: Sequence[float], least: float = 1e-9
+) -> dict[str, float]:
+    """The same where each configuration took the largest of several sums.
 
-    Raises:
-        OutOfMemory: it does not fit in memory.
+    Which one that is follows from the prices, and they from it: some rounds settle both.
     """
-    return insist(lambda: _measured(model, train, data), "the model")
+    names = list(counted[0][0])
+    table = np.array([[[row[name] for name in names] for row in rows] for rows in counted], float)
+    known = np.array(measured, float)
+    scale = np.maximum(table.max(axis=(0, 1)), 1.0)
+    table /= scale
+    # At first, as if a unit of any amount cost the same.
+    largest = (table * scale).sum(axis=2).argmax(axis=1)
+    explained = known
+    best = np.inf, np.zeros(len(names))
+    for _ in range(_ROUNDS):
+        # Errors relative to what was measured would favour prices that are too low.
+        weight = 1.0 / np.maximum(explained, least)
+        chosen = np.take_along_axis(table, largest[:, None, None], axis=1)[:, 0]
+        solved, _ = nnls(chosen * weight[:, None], known * weight)
+        sums = table @ solved
+        largest, explained = sums.argmax(axis=1), sums.max(axis=1)
+        error = float(np.square((explained - known) / np.maximum(explained, least)).sum())
+        best = min(best, (error, solved), key=lambda found: found[0])
+    return {name: float(price) for name, price in zip(names, best[1] / scale, strict=True)}
+
+
+def measure(
+    configurations: Sequence[tuple[ModelConfig, TrainConfig]], data: ResidentData
+) -> list[Measured | None]:
+    """Try configurations in turn, several times; nothing of them is kept.
+
+    Returns:
+        For each what it took, or None where it does not fit in memory.
+    """
+    # A collection goes through all objects there are; those of the libraries stay anyway.
+    gc.collect()
+    gc.freeze()
+    try:
+        rounds = [[_attempted(*c, data) for c in configurations] for _ in range(_BURSTS)]
+    finally:
+        gc.unfreeze()
+    return [_all(bursts) for bursts in zip(*rounds, strict=True)]
+
+
+def _all(bursts: Sequence[Measured | None]) -> Measured | None:
+    fitted = [burst for burst in bursts if burst is not None]
+    return Measured.of(fitted) if len(fitted) == len(bursts) else None
 
 
 def _widest(trains: Sequence[TrainConfig]) -> TrainConfig:
@@ -131,21 +173,16 @@ def _widest(trains: Sequence[TrainConfig]) -> TrainConfig:
     )
 
 
-def _stored(configuration: tuple[ModelConfig, TrainConfig]) -> float:
-    model, train = configuration
-    return memory_amounts(model, train, train.precision, "cpu")["stored"]
-
-
 def _attempted(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Measured | None:
     try:
-        return measure(model, train, data)
+        return insist(lambda: _measured(model, train, data), "the model")
     except OutOfMemory:
         return None
 
 
 def _measured(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Measured:
+    """In one burst, which begins with the run so that nothing is compiled in what is timed."""
     device = data.device
-    _held_by_a_run(model, train, data)
     memory = _held_by_a_run(model, train, data)
     order = torch.arange(train.batch_size, device=device).expand(len(train.seeds), -1)
     run = Pass.of(model, train, data)
@@ -166,13 +203,16 @@ def _held_by_a_run(model: ModelConfig, train: TrainConfig, data: ResidentData) -
 
 def _seconds(compute: Callable[[], object], device: torch.device) -> float:
     """Of one call, the fastest of several: others use this machine, too."""
+    # On one thread, what others take is told from what this takes.
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     taken: list[float] = []
     _wait(device)
     while len(taken) < _LEAST_TIMES or (sum(taken) < _SECONDS and len(taken) < _MOST_TIMES):
-        started = time.perf_counter()
+        started = clock()
         compute()
         _wait(device)
-        taken.append(time.perf_counter() - started)
+        taken.append(clock() - started)
     return min(taken)
 
 
