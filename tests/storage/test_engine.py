@@ -285,6 +285,21 @@ def test_other_tools_read_and_write_while_it_is_open(
 
 
 @everywhere
+def test_some_attributes_of_a_study_are_read_without_the_others(storage: Storage) -> None:
+    study_id = storage.create_new_study([StudyDirection.MAXIMIZE], "study")
+    assert storage.get_study_attributes(study_id, "budget") == {}
+    for key, value in (("budget", 5), ("long", [1, 2]), ("stop", False)):
+        storage.set_study_user_attr(study_id, key, value)
+    assert storage.get_study_attributes(study_id, "budget", "stop", "missing") == {
+        "budget": 5,
+        "stop": False,
+    }
+    storage.delete_study(study_id)
+    with pytest.raises(KeyError):
+        storage.get_study_attributes(study_id, "budget")
+
+
+@everywhere
 def test_attributes_of_a_trial_are_set_together_or_not_at_all(
     storage: Storage, trial_id: int
 ) -> None:

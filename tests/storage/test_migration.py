@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.trial import create_trial
 
-from visweep.errors import UsageError
+from postgres import everywhere
+from visweep.errors import StorageError, UsageError
 from visweep.storage import rows, schema
 from visweep.storage.backup import file_url, frozen_copy
 from visweep.storage.check import check
-from visweep.storage.engine import open_storage
+from visweep.storage.engine import Storage, open_storage, open_to_read, storage_errors
+from visweep.storage.holders import unfinished
 from visweep.storage.overview import overview
 from visweep.storage.rows import StudyRows
+from visweep.storage.tables import slots
 
 NAME = "night-run"
 NEWER_THAN_2 = tuple(
@@ -183,3 +189,91 @@ def test_an_old_server_is_brought_up_to_date(postgres_url: str, sweep: Any) -> N
     assert found == schema.VERSION
     assert [t.uuid is not None for t in study.trials] == [True, False]
     assert again.run() == 1
+
+
+class TestOnlyReading:
+    """What only reads leaves a storage as it is, and reads older ones as they are."""
+
+    @pytest.fixture
+    def looked_at(self) -> Iterator[Callable[[str], Storage]]:
+        storages: list[Storage] = []
+
+        def look(url: str) -> Storage:
+            storages.append(open_to_read(url))
+            return storages[-1]
+
+        yield look
+        for storage in storages:
+            storage.close()
+
+    def test_an_older_file(self, old: Path, looked_at: Any) -> None:
+        before = old.read_bytes()
+        storage = looked_at(file_url(old))
+        study = optuna.load_study(study_name=NAME, storage=storage)
+        states = [t.state.name for t in study.get_trials(deepcopy=False)]
+        assert states == ["COMPLETE", "COMPLETE", "RUNNING", "WAITING"]
+        with storage.reading() as connection:
+            (left,) = unfinished(connection)
+        assert (left.trial, left.interrupted) == (2, True)
+        storage.close()
+        assert old.read_bytes() == before
+        assert version(old) == 1
+
+    def test_a_file_of_optunas_own(self, tmp_path: Path, looked_at: Any) -> None:
+        path = tmp_path / "plain.db"
+        plain = optuna.storages.RDBStorage(file_url(path))
+        optuna.create_study(study_name="theirs", storage=plain).add_trial(create_trial(value=0.5))
+        plain.remove_session()
+        plain.engine.dispose()
+        before = path.read_bytes()
+        study = optuna.load_study(study_name="theirs", storage=looked_at(file_url(path)))
+        assert [t.value for t in study.get_trials(deepcopy=False)] == [0.5]
+        assert path.read_bytes() == before, "neither tables nor the log mode are ours"
+
+    @everywhere
+    def test_nothing_can_be_written(self, url: str, sweep: Any, looked_at: Any) -> None:
+        one = sweep(url)
+        one.want(2)
+        study = optuna.load_study(study_name=NAME, storage=looked_at(url))
+        storage = study._storage._backend
+        with pytest.raises(StorageError, match=r"read-?only"), storage_errors(storage):
+            study.set_user_attr("mine", 1)
+        with pytest.raises(StorageError, match=r"read-?only"), storage.transaction() as connection:
+            connection.execute(sa.delete(slots))
+        assert "mine" not in one.study.user_attrs
+        # It is not kept waiting by who writes, nor does it keep anybody waiting.
+        with one.storage.transaction() as connection:
+            connection.execute(sa.update(slots).values(lost=1))
+            assert len(study.get_trials(deepcopy=False)) == 2
+
+    def test_what_is_not_there_is_not_made(self, tmp_path: Path, empty_postgres: str) -> None:
+        with pytest.raises(UsageError, match=r"there is no file .*missing\.db"):
+            open_to_read(file_url(tmp_path / "missing.db"))
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(UsageError, match="holds no studies"):
+            open_to_read(empty_postgres)
+
+    def test_an_old_server_is_read_and_checked_by_none_that_would_change_it(
+        self, postgres_url: str, sweep: Any, looked_at: Any
+    ) -> None:
+        one = sweep(postgres_url)
+        one.want(2)
+        one.run()
+        with one.storage.transaction() as connection:
+            for statement in DOWNGRADE:
+                connection.exec_driver_sql(statement)
+        one.close()
+        assert overview(postgres_url)[0].finished == 1
+        study = optuna.load_study(study_name=NAME, storage=looked_at(postgres_url))
+        assert [t.state.name for t in study.trials] == ["COMPLETE", "WAITING"]
+        with pytest.raises(UsageError) as refused:
+            check(postgres_url)
+        assert str(refused.value) == (
+            "--storage: made by an older visweep (schema 1, this one is 3); going on with a study "
+            "in it brings it up to date: visweep resume STUDY"
+        )
+        with looked_at(postgres_url).reading() as connection:
+            found = connection.execute(sa.select(schema.version.c.version)).scalar_one()
+        assert found == 1
+        open_storage(postgres_url).close()
+        assert check(postgres_url) == []

@@ -114,6 +114,18 @@ class TestLostAnswers:
         assert trial.system_attrs == {"d": 4}
         assert slots.take() is None
 
+    def test_finishing(self, slots: Slots, proxy: Proxy, through: Storage) -> None:
+        slots.set_budget(1)
+        lease = taken(slots)
+        slots.begin(lease, {"x": 0.5}, SPACE)
+        with slots.fenced(lease), answer_lost(proxy):
+            slots.finish(lease, TrialState.COMPLETE, 0.5, {"ended": "completed"})
+        (trial,) = through.get_all_trials(1)
+        assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.5)
+        assert trial.user_attrs == {"ended": "completed"}
+        with pytest.raises(LeaseLost, match="finished by another tool"):
+            slots.finish(lease, TrialState.COMPLETE, 0.5, {"ended": "completed"})
+
     def test_a_result_that_another_wrote_is_not_taken_for_our_own(
         self, slots: Slots, storage: Storage, through: Storage, proxy: Proxy
     ) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from postgres import everywhere
 from visweep.storage.budget import fixed_parameters
 from visweep.storage.engine import Storage
-from visweep.storage.lease import Lease, LeaseLost
+from visweep.storage.lease import Lease, LeaseLost, read_slots
 from visweep.storage.owner import Owner, this_process
 from visweep.storage.slots import Slots
 
@@ -216,6 +217,28 @@ class TestBudget:
         slots.set_budget(1)
         assert (slots.unfinished(), their_slots.unfinished()) == (1, 3)
         assert [t.number for t in trials_of(other)] == [0, 1, 2]
+
+    def test_whose_trials_have_slots_is_known_anew_when_they_change(
+        self, slots: Slots, theirs: Slots, study: optuna.Study, storage: Storage
+    ) -> None:
+        def wanted() -> set[int]:
+            return {t._trial_id for t in trials_of(study) if t.state != TrialState.FAIL}
+
+        assert slots.trial_ids() == frozenset()
+        for budget in (3, 5, 2, 4):
+            theirs.set_budget(budget)
+            assert slots.trial_ids() == wanted()
+            assert len(slots.trial_ids()) == budget
+        study.add_trial(create_trial(value=0.5))
+        before = slots.trial_ids()
+        assert len(before) == 4, "another tool's has none"
+        # One goes and another comes, so that there are as many as before.
+        added = trials_of(study)[-1]._trial_id
+        with storage.transaction() as connection:
+            connection.exec_driver_sql(
+                f"UPDATE visweep_slots SET trial_id = {added} WHERE trial_id = {min(before)}"
+            )
+        assert slots.trial_ids() == before - {min(before)} | {added}
 
     def test_slots_of_a_study_that_another_tool_deleted_do_not_come_back(
         self, slots: Slots, study: optuna.Study, storage: Storage, backend: str
@@ -473,6 +496,83 @@ class TestAdoption:
         slots.set_budget(1)
         started(Slots(storage, study._study_id, dataclasses.replace(HERE, boot="earlier")))
         assert taken(slots).adopted
+
+
+class TestFinishing:
+    def test_all_that_is_said_of_a_trial_and_its_slot_go_together(
+        self, slots: Slots, storage: Storage, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slots.set_budget(1)
+        lease = started(slots)
+        storage.set_trial_attributes(lease.trial_id, {"ended": "not yet", "kept": 1})
+
+        def broken(*_: object) -> None:
+            raise RuntimeError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(slots, "_release", broken)
+            with pytest.raises(RuntimeError):
+                slots.finish(lease, TrialState.COMPLETE, 0.5, {"ended": "completed"})
+        (unfinished,) = trials_of(study)
+        assert (unfinished.state, unfinished.value) == (TrialState.RUNNING, None)
+        assert unfinished.user_attrs == {"ended": "not yet", "kept": 1}
+        slots.renew(lease)
+        slots.finish(lease, TrialState.COMPLETE, 0.5, {"ended": "completed"})
+        (trial,) = trials_of(study)
+        assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.5)
+        assert trial.user_attrs == {"ended": "completed", "kept": 1}
+        assert trial.params == POINT
+        with storage.reading() as connection:
+            (slot,) = read_slots(connection, study._study_id)
+        assert (slot.owner, slot.generation) == (None, lease.generation)
+
+    @pytest.mark.parametrize(
+        ("state", "value"),
+        [(TrialState.PRUNED, 0.25), (TrialState.PRUNED, None), (TrialState.FAIL, None)],
+    )
+    def test_it_ends_as_if_optuna_had_told_so(
+        self, slots: Slots, study: optuna.Study, state: TrialState, value: float | None
+    ) -> None:
+        slots.set_budget(1)
+        before = datetime.now()
+        slots.finish(started(slots), state, value, {})
+        (trial,) = trials_of(study)
+        assert (trial.state, trial.value, trial.user_attrs) == (state, value, {})
+        assert trial.datetime_start is not None
+        assert trial.datetime_complete is not None
+        assert before <= trial.datetime_start <= trial.datetime_complete <= datetime.now()
+
+    def test_who_was_adopted_finishes_nothing(
+        self, slots: Slots, storage: Storage, study: optuna.Study
+    ) -> None:
+        impatient = Slots(storage, study._study_id, ELSEWHERE, lease_seconds=0.0)
+        slots.set_budget(1)
+        lease = started(slots)
+        assert impatient.take() is None
+        adopted = taken(impatient)
+        with pytest.raises(LeaseLost, match="adopted by another worker"):
+            slots.finish(lease, TrialState.COMPLETE, 0.5, {"ended": "completed"})
+        assert states(study) == ["RUNNING"]
+        impatient.finish(adopted, TrialState.COMPLETE, 0.75, {})
+        with pytest.raises(LeaseLost, match="adopted by another worker"):
+            slots.finish(lease, TrialState.COMPLETE, 0.75, {})
+        assert [t.value for t in trials_of(study)] == [0.75]
+
+    def test_what_was_finished_or_given_back_is_not_finished_again(
+        self, slots: Slots, storage: Storage, study: optuna.Study
+    ) -> None:
+        slots.set_budget(1)
+        given_back = started(slots)
+        slots.release(given_back)
+        with pytest.raises(LeaseLost, match="adopted by another worker"):
+            slots.finish(given_back, TrialState.COMPLETE, 0.5, {})
+        assert states(study) == ["RUNNING"]
+        told = taken(slots)
+        storage.set_trial_state_values(told.trial_id, TrialState.COMPLETE, [0.5])
+        with pytest.raises(LeaseLost, match="finished by another tool"):
+            slots.finish(told, TrialState.COMPLETE, 0.5, {"ended": "completed"})
+        (trial,) = trials_of(study)
+        assert (trial.state, trial.user_attrs) == (TrialState.COMPLETE, {})
 
 
 def test_optunas_own_tools_show_what_is_left(slots: Slots, storage: Storage, url: str) -> None:

@@ -49,6 +49,8 @@ def refusal(call: Callable[[], object], folder: Path) -> str:
         ("oracle://host/db", "unknown scheme 'oracle'; accepted: sqlite, postgresql"),
         ("sqllite:///x.db", "unknown scheme 'sqllite'; accepted: sqlite"),
         ("sqlite://", "a study must outlive the command; accepted: sqlite:///FILE"),
+        ("sqlite://x.db", "'sqlite://x.db' has two slashes; accepted: sqlite:///FILE, with three"),
+        ("sqlite://a/x.db", "'sqlite://a/x.db' has two slashes; accepted: sqlite:///FILE"),
         ("sqlite:///:memory:", "a study must outlive the command"),
         ("sqlite:///missing/x.db", "there is no folder missing; create it first"),
     ],

@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL
 
 from visweep.errors import StorageError, UsageError, unknown_name
 from visweep.storage import rows, schema
-from visweep.storage.engine import Storage, describe, open_storage
+from visweep.storage.engine import Storage, describe, open_storage, open_to_read
 from visweep.storage.rows import StudyRows
 from visweep.storage.url import check_sqlite_file, parse, read_only, sqlite_path
 
@@ -58,7 +58,8 @@ def copy_beside(path: Path) -> Path:
 def frozen_copy(url: str) -> Iterator[sa.Connection]:
     """One moment of a storage, to be read; the storage itself is not written to.
 
-    Tables of an older visweep are shown as this one makes them.
+    Tables of an older visweep are shown as this one makes them, in the copy of a file; a server's
+    are refused.
 
     Raises:
         UsageError: there is no such storage, or it is not ours to use.
@@ -66,9 +67,10 @@ def frozen_copy(url: str) -> Iterator[sa.Connection]:
     """
     path = sqlite_path(parse(url))
     if path is None:
-        storage = open_storage(url, must_exist=True)
+        storage = open_to_read(url)
         try:
             with storage.reading() as connection:
+                schema.require_up_to_date(connection)
                 yield connection
         finally:
             storage.close()

@@ -12,17 +12,20 @@ from optuna.trial import FrozenTrial, TrialState
 from visweep.storage.lease import SAME_TRIAL, Slot, lock, read_slots
 from visweep.storage.tables import FIXED, OF_A_TRIAL, slots, system_attributes, trials
 
+_COUNTED = sa.and_(slots.c.trial_id.is_not(None), trials.c.state != TrialState.FAIL)
+_ENQUEUED = sa.and_(slots.c.trial_id.is_(None), trials.c.state == TrialState.WAITING)
+# Built once, since every trial asks.
+_COUNT = (
+    sa.select(sa.func.count(sa.case((_COUNTED, 1))), sa.func.count(sa.case((_ENQUEUED, 1))))
+    .select_from(trials)
+    .outerjoin(slots, SAME_TRIAL)
+    .where(trials.c.study_id == sa.bindparam("this_study"))
+)
+
 
 def is_met(connection: sa.Connection, study_id: int, budget: int) -> bool:
     """Whether there are exactly as many slots as there are to be, and nothing lacks one."""
-    counted = sa.and_(slots.c.trial_id.is_not(None), trials.c.state != TrialState.FAIL)
-    enqueued = sa.and_(slots.c.trial_id.is_(None), trials.c.state == TrialState.WAITING)
-    found = connection.execute(
-        sa.select(sa.func.count(sa.case((counted, 1))), sa.func.count(sa.case((enqueued, 1))))
-        .select_from(trials)
-        .outerjoin(slots, SAME_TRIAL)
-        .where(trials.c.study_id == study_id)
-    ).one()
+    found = connection.execute(_COUNT, {"this_study": study_id}).one()
     return tuple(found) == (budget, 0)
 
 

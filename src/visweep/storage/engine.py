@@ -17,14 +17,16 @@ import tempfile
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial, wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import sqlalchemy
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.storages._rdb.models import TrialIntermediateValueModel
+from optuna.storages._rdb.models import TrialIntermediateValueModel, TrialValueModel
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
@@ -34,8 +36,21 @@ from visweep.folders import data_dir
 from visweep.storage import schema, server
 from visweep.storage.history import History, Wanted, read_trials
 from visweep.storage.retry import Patience
-from visweep.storage.tables import reports, studies, study_attributes, trials, user_attributes
-from visweep.storage.url import check_sqlite_file, parse, sqlite_path, without_password
+from visweep.storage.tables import (
+    reports,
+    studies,
+    study_attributes,
+    trials,
+    user_attributes,
+    values,
+)
+from visweep.storage.url import (
+    check_sqlite_file,
+    parse,
+    read_only,
+    sqlite_path,
+    without_password,
+)
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -45,6 +60,31 @@ LOCK_TIMEOUT = 30
 """Seconds to wait for another process's write before giving up."""
 _CREATION = 7_239_001
 """Key of the lock under which tables are created on a server; any number will do."""
+
+# What every trial asks, built once: that takes longer than asking.
+_STUDY: sqlalchemy.BindParameter[int] = sqlalchemy.bindparam("this_study")
+_TRIAL: sqlalchemy.BindParameter[int] = sqlalchemy.bindparam("this_trial")
+_KEYS: sqlalchemy.BindParameter[Sequence[str]] = sqlalchemy.bindparam("these_keys", expanding=True)
+_IS_THERE = sqlalchemy.select(studies.c.study_id).where(studies.c.study_id == _STUDY)
+_STUDY_ATTRIBUTES = sqlalchemy.select(study_attributes.c.key, study_attributes.c.value_json).where(
+    study_attributes.c.study_id == _STUDY
+)
+_SOME_STUDY_ATTRIBUTES = _STUDY_ATTRIBUTES.where(study_attributes.c.key.in_(_KEYS))
+_LOCK_TRIAL = (
+    sqlalchemy.select(trials.c.state).where(trials.c.trial_id == _TRIAL).with_for_update()
+)
+_FORGET_ATTRIBUTES = sqlalchemy.delete(user_attributes).where(
+    user_attributes.c.trial_id == _TRIAL, user_attributes.c.key.in_(_KEYS)
+)
+_FORGET_REPORT = sqlalchemy.delete(reports).where(
+    reports.c.trial_id == _TRIAL, reports.c.step == sqlalchemy.bindparam("this_step")
+)
+_FORGET_VALUES = sqlalchemy.delete(values).where(values.c.trial_id == _TRIAL)
+_END = (
+    sqlalchemy.update(trials)
+    .where(trials.c.trial_id == _TRIAL)
+    .values(state=sqlalchemy.bindparam("ends"), datetime_complete=sqlalchemy.bindparam("now"))
+)
 
 
 class TrialEnded(VisweepError):
@@ -89,20 +129,33 @@ class Storage(RDBStorage):
     On SQLite it uses the write-ahead log, so that readers (a dashboard) never block the sweep,
     and full synchronisation, so that what is reported finished survives a power cut.
 
+    Args:
+        url: of the storage.
+        only_read: whether nothing may be changed; then older tables stay as they are, and what
+            Optuna writes is refused by the database.
+
     Attributes:
         patience: with which its methods wait for a database that is away.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, only_read: bool = False) -> None:
+        self._only_read = only_read
         self._intent = threading.local()
         self._history = History()
         self.patience = Patience(without_password(parse(url)))
         # Optuna fills in a template; a brace in a path is none.
         template = url.replace("{", "{{").replace("}", "}}")
         try:
-            super().__init__(template, engine_kwargs=_engine_arguments(url))
+            super().__init__(
+                template,
+                engine_kwargs=_engine_arguments(url, only_read),
+                skip_table_creation=only_read,
+            )
             event.listen(self.engine, "begin", self._begin)
-            schema.prepare(self.engine, self.writing)
+            if only_read:
+                schema.require_known(self.engine)
+            else:
+                schema.prepare(self.engine, self.writing)
         except BaseException:
             if hasattr(self, "scoped_session"):
                 self.close()
@@ -188,19 +241,8 @@ class Storage(RDBStorage):
     def set_trial_attributes(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
         """Set several user attributes of a trial in one transaction."""
         with self.transaction() as connection:
-            _lock_row(connection, trials.c.trial_id, trial_id)
-            keys = sqlalchemy.and_(
-                user_attributes.c.trial_id == trial_id,
-                user_attributes.c.key.in_(list(attributes)),
-            )
-            connection.execute(sqlalchemy.delete(user_attributes).where(keys))
-            connection.execute(
-                sqlalchemy.insert(user_attributes),
-                [
-                    {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
-                    for key, value in attributes.items()
-                ],
-            )
+            connection.execute(_LOCK_TRIAL, {"this_trial": trial_id})
+            write_attributes(connection, trial_id, attributes)
 
     @patient
     def set_trial_intermediate_value(
@@ -212,24 +254,19 @@ class Storage(RDBStorage):
             KeyError: there is no such trial.
             UpdateFinishedTrialError: it is finished.
         """
-        of_step = sqlalchemy.and_(reports.c.trial_id == trial_id, reports.c.step == step)
         value, kind = TrialIntermediateValueModel.intermediate_value_to_stored_repr(
             intermediate_value
         )
         with self.transaction() as connection:
-            there = sqlalchemy.select(trials.c.state).where(trials.c.trial_id == trial_id)
-            state = connection.execute(there.with_for_update()).scalar_one_or_none()
+            own = {"this_trial": trial_id}
+            state = connection.execute(_LOCK_TRIAL, own).scalar_one_or_none()
             if state is None:
                 raise KeyError(f"no trial has the id {trial_id}")
             self.check_trial_is_updatable(trial_id, state)
-            connection.execute(sqlalchemy.delete(reports).where(of_step))
+            connection.execute(_FORGET_REPORT, {**own, "this_step": step})
+            row = {"trial_id": trial_id, "step": step, "intermediate_value": value}
             connection.execute(
-                sqlalchemy.insert(reports).values(
-                    trial_id=trial_id,
-                    step=step,
-                    intermediate_value=value,
-                    intermediate_value_type=kind,
-                )
+                sqlalchemy.insert(reports), {**row, "intermediate_value_type": kind}
             )
 
     def close(self) -> None:
@@ -243,6 +280,8 @@ class Storage(RDBStorage):
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
         else:
             server.set_view(connection, lasting=not writes)
+            if self._only_read:
+                connection.exec_driver_sql("SET TRANSACTION READ ONLY")
         check = getattr(self._intent, "check", None)
         if writes and check is not None:
             check(connection)
@@ -251,22 +290,43 @@ class Storage(RDBStorage):
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
         """Change a trial's state, as Optuna does; not repeated where it claims a trial."""
-        attempts = 0
 
         def change() -> bool:
+            with self.writing():
+                return RDBStorage.set_trial_state_values(self, trial_id, state, values)
+
+        # The second attempt to claim a trial could not tell the first one from another worker.
+        claims = state == TrialState.RUNNING
+        return change() if claims else self.end(change, trial_id, state, values)
+
+    def end(
+        self,
+        change: Callable[[], bool],
+        trial_id: int,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> bool:
+        """What `change` returns, a transaction that ends a trial; it is repeated where needed.
+
+        An attempt that finds the trial ended just so was not the first to succeed.
+
+        Raises:
+            TrialEnded, UpdateFinishedTrialError: the trial had ended before.
+        """
+        attempts = 0
+
+        def attempt() -> bool:
             nonlocal attempts
             attempts += 1
             try:
-                with self.writing():
-                    return RDBStorage.set_trial_state_values(self, trial_id, state, values)
+                return change()
             except (TrialEnded, UpdateFinishedTrialError):
                 # Only the answer to the attempt before may have been lost.
                 if attempts == 1 or not self._ended_as(trial_id, state, values):
                     raise
                 return True
 
-        # The second attempt to claim a trial could not tell the first one from another worker.
-        return change() if state == TrialState.RUNNING else self.patience.call(change)
+        return self.patience.call(attempt)
 
     def _ended_as(self, trial_id: int, state: TrialState, values: Sequence[float] | None) -> bool:
         found = RDBStorage.get_trial(self, trial_id)
@@ -320,12 +380,27 @@ class Storage(RDBStorage):
         Raises:
             KeyError: there is no such study.
         """
-        there = sqlalchemy.select(studies.c.study_id).where(studies.c.study_id == study_id)
-        table = study_attributes
-        query = sqlalchemy.select(table.c.key, table.c.value_json)
+        return self._study_attributes(study_id, _STUDY_ATTRIBUTES)
+
+    @patient
+    def get_study_attributes(self, study_id: int, *keys: str) -> dict[str, Any]:
+        """Some user attributes of a study, those that it has; the others may be long to read.
+
+        Raises:
+            KeyError: there is no such study.
+        """
+        return self._study_attributes(study_id, _SOME_STUDY_ATTRIBUTES, {"these_keys": keys})
+
+    def _study_attributes(
+        self,
+        study_id: int,
+        query: sqlalchemy.Select[str, str],
+        keys: Mapping[str, Any] = MappingProxyType({}),
+    ) -> dict[str, Any]:
+        own = {"this_study": study_id}
         with self.reading() as connection:
-            found = connection.execute(query.where(table.c.study_id == study_id)).all()
-            if not found and connection.execute(there).first() is None:
+            found = connection.execute(query, {**own, **keys}).all()
+            if not found and connection.execute(_IS_THERE, own).first() is None:
                 raise KeyError(f"no study has the id {study_id}")
         return {key: json.loads(text) for key, text in found}
 
@@ -355,6 +430,42 @@ class Storage(RDBStorage):
             return self._history.read(connection, wanted)
 
 
+def write_attributes(
+    connection: sqlalchemy.Connection, trial_id: int, attributes: Mapping[str, Any]
+) -> None:
+    """Set user attributes of a trial that is locked."""
+    rows = [
+        {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+        for key, value in attributes.items()
+    ]
+    connection.execute(_FORGET_ATTRIBUTES, {"this_trial": trial_id, "these_keys": [*attributes]})
+    if rows:
+        connection.execute(sqlalchemy.insert(user_attributes), rows)
+
+
+def write_end(
+    connection: sqlalchemy.Connection,
+    trial_id: int,
+    state: TrialState,
+    reached: Sequence[float] | None,
+) -> None:
+    """End a trial that is locked and has not ended, as Optuna does; in fewer steps."""
+    if reached is not None:
+        connection.execute(_FORGET_VALUES, {"this_trial": trial_id})
+        connection.execute(sqlalchemy.insert(values), _values(trial_id, reached))
+    # Optuna stores times as naive UTC.
+    now = datetime.now(UTC).replace(tzinfo=None)
+    connection.execute(_END, {"this_trial": trial_id, "ends": state, "now": now})
+
+
+def _values(trial_id: int, reached: Sequence[float]) -> list[dict[str, Any]]:
+    stored = map(TrialValueModel.value_to_stored_repr, reached)
+    return [
+        {"trial_id": trial_id, "objective": objective, "value": value, "value_type": kind}
+        for objective, (value, kind) in enumerate(stored)
+    ]
+
+
 def _lock_row(connection: sqlalchemy.Connection, key: sqlalchemy.Column[int], value: int) -> None:
     """Let nobody else change what belongs to a row; on SQLite the write lock does already."""
     connection.execute(sqlalchemy.select(key).where(key == value).with_for_update())
@@ -371,7 +482,7 @@ def open_storage(url: str, *, must_exist: bool = False) -> Storage:
     """
     parsed = parse(url)
     path = sqlite_path(parsed)
-    try:
+    with _opening(parsed, path):
         if path is None:
             return _open_server(parsed, must_exist)
         check_sqlite_file(path, must_exist)
@@ -380,6 +491,13 @@ def open_storage(url: str, *, must_exist: bool = False) -> Storage:
         else:
             _create(parsed, path)
         return Storage(url)
+
+
+@contextmanager
+def _opening(parsed: sqlalchemy.URL, path: Path | None) -> Iterator[None]:
+    """What goes wrong in here is told in the words of whoever gave the URL."""
+    try:
+        yield
     except (*DATABASE_ERRORS, sqlite3.Error) as e:
         raise StorageError(describe(e, parsed)) from e
     except OSError as e:
@@ -390,15 +508,41 @@ def open_storage(url: str, *, must_exist: bool = False) -> Storage:
         raise UsageError(f"--storage {without_password(parsed)}: {first_line}") from e
 
 
+def open_to_read(url: str) -> Storage:
+    """Open an existing storage for what only reads: nothing of it is created or changed.
+
+    Tables of an older visweep are read as they are.
+
+    Raises:
+        UsageError: there is no such storage, or what lies there is not ours to use.
+        StorageError: the database cannot be reached or is damaged.
+    """
+    parsed = parse(url)
+    path = sqlite_path(parsed)
+    with _opening(parsed, path):
+        if path is not None:
+            check_sqlite_file(path, must_exist=True)
+            schema.check(path)
+        else:
+            engine = server.make_engine(parsed, poolclass=sqlalchemy.NullPool)
+            with engine.connect() as connection:
+                _require_studies(connection)
+        return Storage(parsed.render_as_string(hide_password=False), only_read=True)
+
+
 def _open_server(url: sqlalchemy.URL, must_exist: bool) -> Storage:
     """Open a database of a server; one process at a time, since creating a table twice fails."""
     engine = server.make_engine(url, poolclass=sqlalchemy.NullPool)
     with engine.begin() as connection:
         connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(_CREATION)))
-        tables = sqlalchemy.inspect(connection)
-        if must_exist and not tables.has_table(studies.name):
-            raise UsageError(f"--storage: {without_password(url)} holds no studies")
+        if must_exist:
+            _require_studies(connection)
         return Storage(url.render_as_string(hide_password=False))
+
+
+def _require_studies(connection: sqlalchemy.Connection) -> None:
+    if not sqlalchemy.inspect(connection).has_table(studies.name):
+        raise UsageError(f"--storage: {without_password(connection.engine.url)} holds no studies")
 
 
 def _create(url: sqlalchemy.URL, path: Path) -> None:
@@ -429,10 +573,12 @@ def storage_errors(storage: Storage) -> Iterator[None]:
         raise StorageError(describe(e, storage.engine.url)) from e
 
 
-def _engine_arguments(url: str) -> dict[str, Any]:
+def _engine_arguments(url: str, only_read: bool) -> dict[str, Any]:
     path = sqlite_path(parse(url))
     if path is None:
         return {"pool_pre_ping": True, "connect_args": server.connect_arguments(parse(url))}
+    if only_read:
+        return {"creator": partial(read_only, path)}
     return {
         "connect_args": {"timeout": LOCK_TIMEOUT},
         "pool_events": [(_configure_sqlite, "connect")],

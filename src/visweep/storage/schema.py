@@ -119,6 +119,31 @@ def prepare(engine: sa.Engine, writing: Callable[[], AbstractContextManager[None
             _bring_up_to_date(connection)
 
 
+def require_known(engine: sa.Engine) -> None:
+    """See that our tables are not those of a newer visweep; nothing is changed.
+
+    Raises:
+        UsageError: they are.
+    """
+    with engine.connect() as connection:
+        _found(connection)
+
+
+def require_up_to_date(connection: sa.Connection) -> None:
+    """See that our tables are as this visweep makes them, for what reads all of their columns.
+
+    Raises:
+        UsageError: they are not; naming the command that brings them up to date.
+    """
+    found = _found(connection)
+    if found != VERSION:
+        made = f"an older visweep (schema {found}, this one is {VERSION})" if found else "Optuna"
+        raise UsageError(
+            f"--storage: made by {made}; going on with a study in it brings it up to date: "
+            "visweep resume STUDY"
+        )
+
+
 def _found(connection: sa.Connection) -> int:
     """The version of our tables; 0 where there are none, or where it was lost.
 

@@ -9,8 +9,8 @@ added have no row; they are kept and not counted.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from visweep.storage import holders
 from visweep.storage.budget import is_met, settle
 from visweep.storage.clock import seconds_now
-from visweep.storage.engine import Storage, patient, watched
+from visweep.storage.engine import Storage, patient, watched, write_attributes, write_end
 from visweep.storage.holders import LEASE_SECONDS
 from visweep.storage.lease import (
     HELD,
@@ -48,6 +48,67 @@ from visweep.storage.tables import (
     trials,
 )
 
+# What every trial asks, built once: that takes longer than asking.
+_STUDY: sa.BindParameter[int] = sa.bindparam("this_study")
+_TRIAL: sa.BindParameter[int] = sa.bindparam("this_trial")
+_LEASED = (
+    sa.select(slots.c.generation, slots.c.owner, trials.c.state)
+    .join(trials, trials.c.trial_id == slots.c.trial_id)
+    .where(slots.c.trial_id == _TRIAL, trials.c.study_id == _STUDY)
+    .with_for_update()
+)
+_OWNERS = (
+    sa.select(slots.c.owner)
+    .join(trials, SAME_TRIAL)
+    .where(trials.c.study_id == _STUDY, UNFINISHED, HELD)
+)
+_UNFINISHED = (
+    sa.select(sa.func.count())
+    .select_from(trials)
+    .join(slots, SAME_TRIAL)
+    .where(trials.c.study_id == _STUDY, UNFINISHED)
+)
+_IDS = sa.select(slots.c.trial_id).where(slots.c.study_id == _STUDY)
+_TALLY = sa.select(sa.func.count(), sa.func.sum(slots.c.trial_id)).where(
+    slots.c.study_id == _STUDY
+)
+_LOCK_STUDY = sa.select(studies.c.study_id).where(studies.c.study_id == _STUDY).with_for_update()
+_OF_TRIAL = slots.c.trial_id == _TRIAL
+_LEASE = (
+    sa.update(slots)
+    .where(_OF_TRIAL)
+    .values(
+        owner=sa.bindparam("new_owner"),
+        generation=sa.bindparam("new_generation"),
+        heartbeat=0,
+        renewed=seconds_now(),
+        lost=sa.bindparam("new_lost"),
+        reached=sa.bindparam("new_reached"),
+    )
+)
+_RENEW = (
+    sa.update(slots)
+    .where(_OF_TRIAL)
+    .values(heartbeat=slots.c.heartbeat + 1, renewed=seconds_now())
+)
+_RELEASE = (
+    sa.update(slots)
+    .where(_OF_TRIAL, slots.c.generation == sa.bindparam("this_generation"))
+    .values(owner=None, renewed=None)
+)
+_FORGET_PARAMETERS = sa.delete(params).where(params.c.trial_id == _TRIAL)
+_ADD_PARAMETER = sa.insert(params)
+_RUN = (
+    sa.update(trials)
+    .where(trials.c.trial_id == _TRIAL)
+    .values(state=TrialState.RUNNING, datetime_start=sa.bindparam("now"))
+)
+_IDENTIFY = (
+    sa.update(slots)
+    .where(_OF_TRIAL)
+    .values(uuid=sa.func.coalesce(slots.c.uuid, sa.bindparam("new_uuid")))
+)
+
 
 class Slots:
     """The slots of one study, as one worker sees them.
@@ -69,7 +130,9 @@ class Slots:
         self._storage = storage
         self.patience = storage.patience
         self._study_id = study_id
+        self._of_study = {"this_study": study_id}
         self._owner = owner
+        self._owner_text = owner.to_text()
         self.lease_seconds = lease_seconds
         # No clocks of two machines are compared: a heartbeat is timed by who watches it.
         self._seen: dict[int, tuple[tuple[int, int], float]] = {}
@@ -107,17 +170,15 @@ class Slots:
     @patient
     def unfinished(self) -> int:
         """How many slots still wait or run, whoever holds them."""
-        query = sa.select(sa.func.count()).select_from(trials).join(slots, SAME_TRIAL)
-        query = query.where(trials.c.study_id == self._study_id, UNFINISHED)
         with self._storage.reading() as connection:
-            return int(connection.execute(query).scalar_one())
+            return int(connection.execute(_UNFINISHED, self._of_study).scalar_one())
 
     @patient
     def held_elsewhere(self) -> int:
         """How many unfinished slots are held by workers on other machines."""
         with self._storage.reading() as connection:
-            owners = [slot.owner for slot in self._read(connection, UNFINISHED, HELD)]
-        return sum(owner is not None and not owner.is_here() for owner in owners)
+            owners = list(connection.execute(_OWNERS, self._of_study).scalars())
+        return sum(o != self._owner_text and not Owner.from_text(o).is_here() for o in owners)
 
     @patient
     def working_here(self) -> int:
@@ -129,14 +190,11 @@ class Slots:
     @patient
     def trial_ids(self) -> frozenset[int]:
         """The trials that have a slot; others were added by other tools."""
-        mine = slots.c.study_id == self._study_id
-        tally = sa.select(sa.func.count(), sa.func.sum(slots.c.trial_id)).where(mine)
         with self._storage.reading() as connection:
-            count, total = connection.execute(tally).one()
+            count, total = connection.execute(_TALLY, self._of_study).one()
             # They seldom change, and there may be thousands.
             if (count, total or 0) != (len(self._trial_ids), sum(self._trial_ids)):
-                query = sa.select(slots.c.trial_id).where(mine)
-                self._trial_ids = frozenset(connection.execute(query).scalars())
+                self._trial_ids = frozenset(connection.execute(_IDS, self._of_study).scalars())
         return self._trial_ids
 
     @patient
@@ -166,33 +224,27 @@ class Slots:
         Raises:
             LeaseLost: the lease is no longer held.
         """
-        with self._storage.transaction() as connection:
+        own = {"this_trial": lease.trial_id}
+        rows = [
+            {
+                "trial_id": lease.trial_id,
+                "param_name": name,
+                "param_value": distribution.to_internal_repr(parameters[name]),
+                "distribution_json": distribution_to_json(distribution),
+            }
+            for name, distribution in space.items()
+        ]
+        with self._leased(lease) as connection:
             if alike is not None:
                 # No two trials may begin at once, each without knowing of the other.
                 self._lock_study(connection)
-            self._require(connection, lease)
-            if alike is not None and self._alike(connection, lease, parameters, space) != alike:
-                return False
-            connection.execute(sa.delete(params).where(params.c.trial_id == lease.trial_id))
-            for name, distribution in space.items():
-                connection.execute(
-                    sa.insert(params).values(
-                        trial_id=lease.trial_id,
-                        param_name=name,
-                        param_value=distribution.to_internal_repr(parameters[name]),
-                        distribution_json=distribution_to_json(distribution),
-                    )
-                )
-            connection.execute(
-                sa.update(trials)
-                .where(trials.c.trial_id == lease.trial_id)
-                .values(state=TrialState.RUNNING, datetime_start=_utc_now())
-            )
-            connection.execute(
-                sa.update(slots)
-                .where(slots.c.trial_id == lease.trial_id)
-                .values(uuid=sa.func.coalesce(slots.c.uuid, new_uuid()))
-            )
+                if self._alike(connection, lease, parameters, space) != alike:
+                    return False
+            connection.execute(_FORGET_PARAMETERS, own)
+            if rows:
+                connection.execute(_ADD_PARAMETER, rows)
+            connection.execute(_RUN, {**own, "now": _utc_now()})
+            connection.execute(_IDENTIFY, {**own, "new_uuid": new_uuid()})
             mark(connection, lease.trial_id, attributes)
         return True
 
@@ -211,8 +263,7 @@ class Slots:
         Raises:
             LeaseLost: the lease is no longer held.
         """
-        with self._storage.transaction() as connection:
-            self._require(connection, lease)
+        with self._leased(lease) as connection:
             connection.execute(sa.delete(reports).where(reports.c.trial_id == lease.trial_id))
             connection.execute(
                 sa.delete(system_attributes).where(
@@ -228,8 +279,7 @@ class Slots:
         Raises:
             LeaseLost: the lease is no longer held.
         """
-        with self._storage.transaction() as connection:
-            self._require(connection, lease)
+        with self._leased(lease) as connection:
             connection.execute(
                 sa.delete(system_attributes).where(
                     system_attributes.c.trial_id == lease.trial_id,
@@ -248,36 +298,64 @@ class Slots:
         Raises:
             LeaseLost: the lease is no longer held.
         """
-        with self._storage.transaction() as connection:
-            self._require(connection, lease)
-            connection.execute(
-                sa.update(slots)
-                .where(slots.c.trial_id == lease.trial_id)
-                .values(heartbeat=slots.c.heartbeat + 1, renewed=seconds_now())
-            )
+        with self._leased(lease) as connection:
+            connection.execute(_RENEW, {"this_trial": lease.trial_id})
+
+    def finish(
+        self,
+        lease: Lease,
+        state: TrialState,
+        value: float | None,
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """End a trial, and give its slot back: all that is said of it, in one transaction.
+
+        Args:
+            lease: of the trial.
+            state: that it ends in.
+            value: that it comes to, if any.
+            attributes: of the user's kind, that are set.
+
+        Raises:
+            LeaseLost: the lease is no longer held.
+        """
+        values = None if value is None else [value]
+
+        def end() -> bool:
+            with self._leased(lease) as connection:
+                write_attributes(connection, lease.trial_id, attributes)
+                write_end(connection, lease.trial_id, state, values)
+                self._release(connection, lease)
+            return True
+
+        self._storage.end(end, lease.trial_id, state, values)
 
     @patient
     def release(self, lease: Lease) -> None:
         """Give the slot back; the trial can be leased again at once."""
         with self._storage.transaction() as connection:
-            connection.execute(
-                sa.update(slots)
-                .where(slots.c.trial_id == lease.trial_id, slots.c.generation == lease.generation)
-                .values(owner=None, renewed=None)
-            )
+            self._release(connection, lease)
+
+    def _release(self, connection: sa.Connection, lease: Lease) -> None:
+        which = {"this_trial": lease.trial_id, "this_generation": lease.generation}
+        connection.execute(_RELEASE, which)
+
+    @contextmanager
+    def _leased(self, lease: Lease) -> Iterator[sa.Connection]:
+        """A writing transaction under a lease; where it is fenced already it is so once."""
+        with self.fenced(lease), self._storage.transaction() as connection:
+            yield connection
 
     def _require(self, connection: sa.Connection, lease: Lease) -> None:
-        held = connection.execute(
-            sa.select(slots.c.generation, slots.c.owner, trials.c.state)
-            .join(trials, trials.c.trial_id == slots.c.trial_id)
-            .where(slots.c.trial_id == lease.trial_id, trials.c.study_id == self._study_id)
-            .with_for_update()
-        ).first()
+        which = {**self._of_study, "this_trial": lease.trial_id}
+        held = connection.execute(_LEASED, which).first()
         if held is None:
             raise LeaseLost(f"trial {lease.number} was deleted")
-        if (held.generation, held.owner) != (lease.generation, self._owner.to_text()):
+        # Ended before it was given back, where both happened: its generation is still ours.
+        ended = held.generation == lease.generation and held.state.is_finished()
+        if not ended and (held.generation, held.owner) != (lease.generation, self._owner_text):
             raise LeaseLost(f"trial {lease.number} was adopted by another worker")
-        if held.state.is_finished():
+        if ended:
             raise EndedElsewhere(f"trial {lease.number} was finished by another tool")
 
     def _alike(
@@ -328,16 +406,14 @@ class Slots:
         reached = self._reached(connection, slot) if adopted else 0
         lost = _lost(slot, reached) if adopted else 0
         connection.execute(
-            sa.update(slots)
-            .where(slots.c.trial_id == slot.trial_id)
-            .values(
-                owner=self._owner.to_text(),
-                generation=generation,
-                heartbeat=0,
-                renewed=seconds_now(),
-                lost=lost,
-                reached=reached,
-            )
+            _LEASE,
+            {
+                "this_trial": slot.trial_id,
+                "new_owner": self._owner_text,
+                "new_generation": generation,
+                "new_lost": lost,
+                "new_reached": reached,
+            },
         )
         return Lease(slot.trial_id, slot.number, generation, adopted, lost)
 
@@ -347,8 +423,7 @@ class Slots:
 
     def _lock_study(self, connection: sa.Connection) -> None:
         """Let no other worker count or lease slots meanwhile; SQLite's write lock does already."""
-        query = sa.select(studies.c.study_id).where(studies.c.study_id == self._study_id)
-        connection.execute(query.with_for_update())
+        connection.execute(_LOCK_STUDY, self._of_study)
 
 
 def _lost(slot: Slot, reached: int) -> int:
