@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,31 @@ def test_large_study(launcher: Any) -> None:
     rows = _run(launcher, "large_study", "--trials", 20, "--repetitions", 1)
     assert len(rows) == 8
     assert all(float(row["seconds"]) > 0 for row in rows)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_memory_of_a_command(launcher: Any) -> None:
+    def measured(*arguments: object) -> Any:
+        return launcher.run(BENCHMARKS / "memory.py", *arguments)
+
+    shown = measured("--help")
+    assert (shown.status, shown.stderr) == (0, "")
+    assert "program" in shown.stdout
+    ended = measured(sys.executable, "-c", "import sys; sys.exit(3)")
+    assert "; exit status 3" in ended.stdout
+    for wrong in ((), ("no-such-program", "--help")):
+        refused = measured(*wrong)
+        assert refused.status == 2
+        assert "Traceback" not in refused.stderr
+        assert "usage:" in refused.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_start_up(launcher: Any) -> None:
+    rows = _run(launcher, "startup", "--repeats", 1)
+    of = {row[""]: float(row["of the processor"].split()[0]) for row in rows}
+    assert len(rows) == 5
+    for workers in ("1 workers", "2 workers"):
+        beyond = of[workers] - of["import"]
+        assert of[f"{workers}, beyond the import"] == pytest.approx(beyond, abs=0.02)
+        assert beyond < of[workers]

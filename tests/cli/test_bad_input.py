@@ -363,14 +363,21 @@ VISWEEP = {
         f"{command} of a misspelt study": ([command, "nightrun"], "STUDY 'nightrun' 'night-run'?")
         for command in ("status", "report", "trials", "stop", "delete")
     },
-    "training of a misspelt study": (["train", "--study", "nightrun"], "'nightrun' 'night-run'?"),
+    **{
+        f"{command} of a misspelt study": (
+            [command, "--study", "nightrun"],
+            "--study: 'nightrun' 'night-run'?",
+        )
+        for command in ("train", "worker")
+    },
+    "two slashes": (["status", "--storage", "sqlite://x.db"], "'sqlite://x.db' sqlite:///FILE"),
     "no such trial": (["train", "--study", "night-run", "--trial", "99"], "--trial 99"),
     "a trial of nothing": (["train", "--trial", "1"], "--trial --study"),
     "a negative trial": (["train", "--study", "night-run", "--trial", "-1"], "--trial '-1' 0"),
     "a model": (["train", "--model", "vti"], "--model 'vti' mean 'vit'?"),
     "a change": (["train", "--set", "depth"], "--set 'depth' depth=4"),
-    "a changed field": (["train", *SMALL, "--set", "depht=3"], "'depht' mean 'depth'?"),
-    "a changed value": (["train", *SMALL, "--set", "depth=deep"], "depth 'deep' whole number"),
+    "a changed field": (["train", *SMALL, "--set", "depht=3"], "--set 'depht' mean 'depth'?"),
+    "a changed value": (["train", *SMALL, "--set", "depth=deep"], "--set depth 'deep' whole"),
     "images for a study": (
         ["train", "--study", "night-run", "--dataset", "mnist"],
         "--dataset --study",

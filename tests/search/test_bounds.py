@@ -13,8 +13,9 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from visweep.config import TrainConfig, to_json, with_parameters
+from visweep.config import ConvNetConfig, TrainConfig, to_json, with_parameters
 from visweep.errors import SpecificationMismatch, UsageError
+from visweep.search import grid, spaces
 from visweep.search.bounds import Bounds, judge_of
 from visweep.search.duplicates import trained_as
 from visweep.search.study import join_study, specification_of
@@ -33,6 +34,11 @@ SPACE = {
     "drop": FloatDistribution(0.0, 0.3),
 }
 FINITE = {name: SPACE[name] for name in ("embed_dim", "depth")}
+MANY = {
+    f"{part}.{stage}": CategoricalDistribution([9, 7, 2, 3, 8])
+    for part in ("widths", "depths")
+    for stage in range(6)
+}
 PARAMS = 15_000
 """About a third of the points have fewer."""
 SLOW_BLOCKS = Calibration(
@@ -42,6 +48,10 @@ SLOW_BLOCKS = Calibration(
     evaluation={"blocks": 0.25},
     memory={},
 )
+
+
+def convnet(width: int, depth: int) -> ConvNetConfig:
+    return ConvNetConfig(widths=(width,) * 6, depths=(depth,) * 6)
 
 
 class QuickTrainer(Trainer):
@@ -130,6 +140,28 @@ class TestBounds:
             f"accepted: {needed} or more"
         )
 
+    def test_a_space_with_very_many_corners(
+        self, specification: Specification, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The smallest model is one of 244 million corners."""
+        monkeypatch.setattr(spaces, "MOST_CORNERS", 1_000)
+        large = replace(specification, model=convnet(3, 3), space=MANY)
+        smallest, needed = num_params(convnet(2, 2)), num_params(convnet(3, 3))
+        for limit, others in (
+            (smallest, ""),
+            (
+                smallest - 1,
+                ", and all that was looked at of the space, the smallest model of which has "
+                f"{smallest:,} parameters",
+            ),
+        ):
+            with pytest.raises(UsageError) as refused:
+                Bounds(replace(large, limits=Limits(max_params=limit))).require_baseline()
+            assert str(refused.value) == (
+                f"--max-params: {limit} excludes the baseline, which has {needed:,} parameters"
+                f"{others}; accepted: {needed} or more"
+            )
+
     def test_the_seconds_that_would_be_accepted_are_accepted(self, bounded: Any) -> None:
         judge = judge_of(SLOW_BLOCKS, Images(train=200, val=1))
         with pytest.raises(UsageError) as refused:
@@ -196,6 +228,49 @@ class TestProposals:
         (note,) = done.heard.notes
         assert note.startswith("all points of the space within its limits have been tried: trial")
 
+    def test_skip_finds_the_few_that_a_large_space_allows(
+        self,
+        quick: MakeSweep,
+        specification: Specification,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Five points among 120,600, and nothing is repeated without a word."""
+        monkeypatch.setattr(grid, "MOST_STEPS", 2_000)
+        space = {
+            "drop": CategoricalDistribution([0.0, 0.1, 0.2, 0.3, 0.4]),
+            "embed_dim": CategoricalDistribution([64, 8]),
+            "mlp_ratio": FloatDistribution(1.0, 101.0, step=0.5),
+            "depth": IntDistribution(1, 60),
+        }
+        model = specification.model.replace(mlp_ratio=1.0)
+        limits = Limits(max_params=num_params(model))
+        settings = {"space": space, "model": model, "limits": limits, "sampler": "random"}
+        done = quick(5, duplicates="skip", **settings).run()
+        assert len({t.params["drop"] for t in done.trials}) == 5
+        assert done.heard.notes == []
+        more = quick(7, duplicates="skip", **settings).run()
+        assert more.states == ["COMPLETE"] * 7
+        (note,) = more.heard.notes
+        assert note.startswith("no untried point of the space was found within its limits, though")
+        assert "trial 5, and maybe later ones, replicate earlier trials" in note
+
+    def test_skip_repeats_nothing_of_a_continuous_space_without_a_word(
+        self, quick: MakeSweep, specification: Specification
+    ) -> None:
+        space = {
+            "drop": CategoricalDistribution([0.0, 0.1]),
+            "mlp_ratio": FloatDistribution(1.0, 100_000.0),
+            "depth": IntDistribution(1, 60),
+        }
+        model = specification.model.replace(mlp_ratio=1.0)
+        limits = Limits(max_params=num_params(model))
+        settings = {"space": space, "model": model, "limits": limits, "sampler": "random"}
+        done = quick(2, duplicates="skip", **settings).run()
+        assert len({t.params["drop"] for t in done.trials}) == 2
+        more = quick(3, duplicates="skip", **settings).run()
+        assert len(more.heard.notes) == 1
+        assert more.heard.notes[0].startswith("no untried point of the space was found within")
+
 
 class TestEnqueued:
     def test_a_point_that_breaks_a_limit_is_refused_with_the_reason(
@@ -220,6 +295,24 @@ class TestEnqueued:
         done = [t for t in made.trials if t.state == TrialState.COMPLETE]
         assert [t.params["embed_dim"] for t in done] == [8, 16]
         assert max(params_of(done, made.opened.specification)) <= PARAMS
+
+    def test_a_part_is_completed_where_one_point_of_millions_does(
+        self, quick: MakeSweep, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(spaces, "MOST_CORNERS", 1_000)
+        least = convnet(2, 2)
+        wanted = least.replace(widths=(2, 2, 2, 2, 2, 3))
+        limits = Limits(max_params=num_params(wanted))
+        baseline = least.replace(depths=(3, 2, 2, 2, 2, 2))
+        made = quick(2, space=MANY, model=baseline, limits=limits, sampler="random")
+        assert Bounds(made.opened.specification).allow(made.opened.specification.baseline())
+        made.opened.study.enqueue_trial({"widths.5": 3})
+        made.opened.slots.set_budget(2)
+        made.run()
+        first, second = (t for t in made.trials if t.state == TrialState.COMPLETE)
+        assert first.params == made.opened.specification.baseline()
+        model, _ = trained_as(made.opened.specification, second)
+        assert model == wanted
 
     def test_a_part_that_cannot_be_completed_is_refused(self, quick: MakeSweep) -> None:
         made = quick(4, limits=Limits(max_params=PARAMS))

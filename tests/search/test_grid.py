@@ -62,6 +62,20 @@ def test_a_continuous_space_has_no_size() -> None:
         grid.untried(space, set(), 0)
 
 
+def test_allowed_points_are_found_wherever_they_lie_in_a_large_space() -> None:
+    space = {f"p{i}": IntDistribution(0, 19) for i in range(5)}
+
+    def allowed(point: Any) -> bool:
+        return bool(point["p3"] == point["p4"] == 19)
+
+    found = grid.untried(space, set(), 0, allowed)
+    assert found is not None
+    assert allowed(found)
+    again = grid.untried(space, {configuration(found, space)}, 0, allowed)
+    assert again not in (None, found)
+    assert again == grid.untried(space, {configuration(found, space)}, 0, allowed)
+
+
 def test_a_large_space_is_not_walked_through() -> None:
     space = {f"p{i}": IntDistribution(0, 999_999) for i in range(5)}
     first = grid.point(space, 7)

@@ -20,11 +20,13 @@ from visweep.config import ConvNetConfig, TrainConfig, ViTConfig, with_parameter
 from visweep.errors import UsageError
 from visweep.search.recipe import Recipe
 from visweep.search.spaces import (
+    MOST_CORNERS,
     check_point,
     check_space,
     corners,
     into_space,
     patch_sizes,
+    spread,
 )
 
 SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
@@ -247,3 +249,38 @@ def test_corners_are_all_ends_and_choices() -> None:
         (5, 0.0, 4),
     ]
     assert {p["depth"] for p in corners(space, middle=True)} == {1, 3, 5}
+
+
+NINE = {f"p{i}": CategoricalDistribution(list(range(12))) for i in range(9)}
+
+
+class TestManyCorners:
+    def test_some_from_all_over_the_space_are_looked_at(self) -> None:
+        found = [tuple(point.values()) for point in corners(NINE)]
+        assert len(set(found)) == len(found) == MOST_CORNERS
+        assert (found[0], found[-1]) == ((0,) * 9, (11,) * 9)
+        for parameter in range(9):
+            assert {point[parameter] for point in found} == set(range(12))
+        assert [tuple(point.values()) for point in corners(NINE)] == found
+
+    def test_of_few_there_are_all_in_order(self) -> None:
+        space = {"a": CategoricalDistribution([1, 2]), "b": IntDistribution(0, 9)}
+        found = [tuple(point.values()) for point in corners(space)]
+        assert found == [(1, 0), (1, 9), (2, 0), (2, 9)]
+
+    def test_an_invalid_choice_of_the_first_parameter_is_found(self) -> None:
+        many = CategoricalDistribution([n / 100 for n in range(30)])
+        space = {
+            "embed_dim": CategoricalDistribution([8, 16, 9]),
+            "drop": many,
+            "attn_drop": many,
+            "mlp_ratio": CategoricalDistribution([1 + n / 10 for n in range(30)]),
+        }
+        with pytest.raises(UsageError, match=r"the point embed_dim=9, .* is invalid"):
+            check_space(space, ViTConfig(embed_dim=8, num_heads=2), TrainConfig())
+
+    @given(st.integers(1, 10**30), st.integers(1, 50), st.integers(0, 2**64))
+    def test_no_number_comes_twice(self, count: int, most: int, start: int) -> None:
+        found = list(spread(count, most, start))
+        assert len(set(found)) == len(found) == min(count, most)
+        assert all(0 <= number < count for number in found)

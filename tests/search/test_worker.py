@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
+from visweep.search.heartbeat import Heartbeat
 from visweep.search.worker import _TrialRun
+from visweep.storage.lease import Lease
+from visweep.storage.slots import Slots
+from visweep.storage.tables import RUNG
 
 MakeSweep = Callable[..., Any]
 
@@ -103,6 +108,65 @@ class TestTrials:
         assert done.states == ["COMPLETE"] * 3
         assert done.heard.last.finished == done.heard.last.budget == 2
         assert done.heard.last.best[1] < 0.99
+
+    def test_only_what_is_there_is_cleared_away(
+        self, sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A write transaction would keep the others waiting, for nothing."""
+        cleared: list[int] = []
+        real = Slots.start_over
+
+        def start_over(slots: Slots, lease: Lease) -> None:
+            cleared.append(lease.number)
+            real(slots, lease)
+
+        monkeypatch.setattr(Slots, "start_over", start_over)
+        done = sweep(2, name="undisturbed").run()
+        assert (done.states, cleared) == (["COMPLETE"] * 2, [])
+        # Of a trial that was begun and has no checkpoint, a rung alone may be left.
+        for name, left, expected in (
+            ("nothing", {}, []),
+            ("a rung", {f"{RUNG}0": 0.5}, [0]),
+        ):
+            made = sweep(1, name=name)
+            spec, lease = made.opened.specification, made.opened.slots.take()
+            assert lease is not None
+            made.opened.slots.begin(lease, spec.baseline(), spec.space)
+            for key, value in left.items():
+                made.opened.storage.set_trial_system_attr(lease.trial_id, key, value)
+            made.opened.slots.release(lease)
+            made.run()
+            assert (made.states, cleared) == (["COMPLETE"], expected)
+            assert not any(key.startswith(RUNG) for key in made.trials[0].system_attrs)
+
+    @pytest.mark.parametrize(
+        ("curve", "value"),
+        [
+            ({}, None),
+            ({1: 0.25}, 0.25),
+            ({2: 0.5, 1: 0.75}, 0.5),
+            ({1: 0.75, 2: math.nan}, None),
+        ],
+    )
+    def test_a_pruned_trial_has_the_value_that_optuna_would_tell(
+        self, sweep: MakeSweep, curve: dict[int, float], value: float | None
+    ) -> None:
+        made = sweep(1)
+        lease = made.opened.slots.take()
+        assert lease is not None
+        with Heartbeat(made.opened.slots, lease) as heartbeat:
+            trial = _TrialRun(made.worker, lease, heartbeat)
+        trial.curve = {1: 0.75, 2: math.inf}
+        assert trial._last_value() is None, "no accuracy, although Optuna would take it"
+        trial.curve = curve
+        assert trial._last_value() == value
+        theirs = optuna.create_study()
+        told = theirs.ask()
+        for epoch, reported in curve.items():
+            told.report(reported, epoch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert theirs.tell(told, state=TrialState.PRUNED).value == value
 
 
 class TestPruning:

@@ -1,5 +1,6 @@
 """The command `visweep`: look at studies, train a configuration again, tidy up."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from visweep.cli import train_options as own
 from visweep.cli.output import output_of
 from visweep.cli.workers import workers_table
 from visweep.storage.overview import StudyOverview, overview
+from visweep.training.results import TRAINER_VERSION
 
 if TYPE_CHECKING:
     from visweep.cli.join import Local
@@ -59,6 +61,19 @@ def status(
     console.print(table)
     if any(study.workers for study in found):
         console.print(workers_table(found))
+    for line in _of_other_trainers(found):
+        text.print_line(console, line)
+
+
+def _of_other_trainers(studies: list[StudyOverview]) -> Iterator[str]:
+    """What will differ where a study is gone on with, one line a study."""
+    for study in studies:
+        unfinished = study.budget is not None and 0 < study.finished < study.budget
+        if unfinished and study.trainer not in (None, TRAINER_VERSION):
+            yield (
+                f"{study.name} was begun by trainer version {study.trainer}, and this is "
+                f"{TRAINER_VERSION}, which draws otherwise: the same seeds give other numbers"
+            )
 
 
 def _cells(study: StudyOverview) -> dict[str, str]:
@@ -196,7 +211,7 @@ def stop(study: opt.Study, storage: opt.Storage = None) -> None:
     """Ask a running search to stop after its current epoch; run it again to go on."""
     from visweep.cli.studies import opened, stop_study
 
-    with opened(storage, study) as (loaded, opened_storage):
+    with opened(storage, study, to_change=True) as (loaded, opened_storage):
         typer.echo(stop_study(loaded, opened_storage))
 
 
@@ -216,7 +231,7 @@ def delete(
     """Delete a study, its trials and its checkpoints. Asks first."""
     from visweep.cli.studies import delete_study, opened, require_idle
 
-    with opened(storage, study) as (loaded, opened_storage):
+    with opened(storage, study, to_change=True) as (loaded, opened_storage):
         require_idle(loaded, opened_storage, elsewhere_too=not force)
         count = len(loaded.get_trials(deepcopy=False))
         question = f"Delete {study!r} with its {count} trials for good?"

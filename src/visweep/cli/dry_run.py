@@ -19,12 +19,13 @@ from visweep.cli.prepare import Prepared
 from visweep.config import ModelConfig, TrainConfig, with_parameters
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
-from visweep.errors import OutOfMemory, VisweepError
+from visweep.errors import OutOfMemory, UsageError, VisweepError
 from visweep.search.probing import calibration
 from visweep.search.spaces import corners
 from visweep.search.threads import usual_threads
+from visweep.storage.overview import overview
 from visweep.storage.specification import Specification
-from visweep.training.cost import measure
+from visweep.training.cost import seconds_per_epoch
 from visweep.training.counts import multiply_adds, num_params
 from visweep.training.estimate import Images, estimate
 
@@ -34,10 +35,12 @@ _UNTOLD = ("kind", "fingerprint")
 def print_dry_run(console: Console, prepared: Prepared) -> None:
     """Print the specification and the cost of the smallest, middle and largest model."""
     specification, asked = prepared.specification, prepared.asked
+    done = _finished(asked.storage, prepared.name)
+    left = max(0, asked.trials - done)
     device = torch.device(prepared.device)
     data = to_device(prepared.dataset, device, specification.train.translate)
     for line in (
-        f"study {prepared.name}, {text.plural(asked.trials, 'trial')}",
+        _extent(prepared.name, asked.trials, done, left),
         _images(prepared.dataset),
         *_lines(specification),
     ):
@@ -60,7 +63,7 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
         model, train = configs[index]
         seconds = _seconds(model, train, data)
         if index == middle and seconds is not None:
-            total = asked.trials * seconds * train.epochs
+            total = left * seconds * train.epochs
         table.add_row(
             f"{size}: {text.parameters(points[index])}",
             text.count(num_params(model)),
@@ -69,10 +72,10 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
             *_durations(seconds, train.epochs),
         )
     console.print(table)
-    if total is not None:
+    if total:
         text.print_line(
             console,
-            f"{text.plural(asked.trials, 'trial')} like the middle one, none of them pruned: "
+            f"{text.plural(left, 'trial')} like the middle one, none of them pruned: "
             f"{text.duration(total)} of one process's time.",
         )
     text.print_line(
@@ -80,6 +83,23 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
         "Times were measured on a few steps of models that were thrown away. Memory is estimated "
         "from smaller ones; torch itself and the images come on top of it.",
     )
+
+
+def _finished(storage: str, name: str) -> int:
+    """How many trials the study has finished; none where it is yet to be created."""
+    try:
+        studies = overview(storage)
+    except UsageError:  # there is no storage yet
+        return 0
+    return sum(s.finished for s in studies if s.name == name and s.budget is not None)
+
+
+def _extent(name: str, trials: int, done: int, left: int) -> str:
+    """`study night-run, 8 trials`, of which some are done."""
+    so_far = f", {done} of them finished: {left} left" if done else ""
+    if done > trials:
+        so_far = f", and has {done} finished: none left"
+    return f"study {name}, {text.plural(trials, 'trial')}{so_far}"
 
 
 def _memory(prepared: Prepared) -> Callable[[ModelConfig, TrainConfig], str]:
@@ -96,7 +116,7 @@ def _memory(prepared: Prepared) -> Callable[[ModelConfig, TrainConfig], str]:
 def _seconds(model: ModelConfig, train: TrainConfig, data: ResidentData) -> float | None:
     """Of one epoch; None where it does not fit in memory, for which a search would prune it."""
     try:
-        return measure(model, train, data).seconds_per_epoch
+        return seconds_per_epoch(model, train, data)
     except OutOfMemory:
         return None
 

@@ -21,6 +21,7 @@ from visweep.search.study import (
     join_study,
     keep_artifacts_in,
     load_study,
+    specification_of,
 )
 from visweep.storage.engine import Storage
 from visweep.storage.overview import StudyOverview, overview
@@ -69,6 +70,7 @@ def work(console: Console, study: str | None, local: Local) -> int:
     url = storage_url(local.storage)
     chosen = study or _only_unfinished(overview(url))
     with quietly_opened(url, must_exist=True) as storage:
+        specification_of(load_study(storage, chosen, "--study"), "--study")
         opened, means = _prepared(storage, chosen, url, local)
         if opened.study.user_attrs.get(STOP):
             raise UsageError(

@@ -13,7 +13,7 @@ from visweep.errors import UsageError
 from visweep.search.bounds import Bounds, judge_of
 from visweep.search.probing import calibration
 from visweep.search.threads import usual_threads
-from visweep.storage.engine import open_storage, storage_errors
+from visweep.storage.engine import open_to_read, storage_errors
 from visweep.storage.specification import SPECIFICATION, Specification
 from visweep.training.estimate import Images
 
@@ -52,7 +52,7 @@ def _stored_judge(url: str, name: str) -> Mapping[str, Any] | None:
     """Who judges the limits of a study; None where there is no such study, or it has none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        storage = open_storage(url, must_exist=True)
+        storage = open_to_read(url)
     except UsageError:
         return None  # it is opened again, to be created or refused
     try:

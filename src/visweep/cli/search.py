@@ -32,6 +32,7 @@ from visweep.search.threads import (
     pinned_threads,
     usual_threads,
 )
+from visweep.search.versions import note_of_others
 from visweep.search.watch import Watcher
 from visweep.search.worker import Worker
 from visweep.storage.engine import Storage, open_storage, storage_errors
@@ -162,6 +163,9 @@ def _work(opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt) 
     if not opened.slots.unfinished():
         view.opened(opened.name, opened.progress())
         return
+    of_others = note_of_others(opened.trials())
+    if of_others is not None:
+        view.note(of_others)
     opened.checkpoints.place.require_usable()
     if Artifacts(means.storage, means.artifacts).are_of_this_machine(opened.study.user_attrs):
         view.note(

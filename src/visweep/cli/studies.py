@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from visweep.cli.options import storage_url
 from visweep.errors import UsageError
 from visweep.search.study import STOP, checkpoints_of, load_study
-from visweep.storage.engine import Storage, open_storage, storage_errors
+from visweep.storage.engine import Storage, open_storage, open_to_read, storage_errors
 from visweep.storage.holders import unfinished, working
 from visweep.storage.replicates import originals, seeds_of
 from visweep.storage.tables import slots
@@ -26,13 +26,23 @@ _ATTRIBUTES = (
 
 
 @contextmanager
-def opened(storage: str | None, name: str) -> Iterator[tuple[optuna.Study, Storage]]:
-    """An existing study and its storage, closed again afterwards."""
+def opened(
+    storage: str | None, name: str, *, option: str = "STUDY", to_change: bool = False
+) -> Iterator[tuple[optuna.Study, Storage]]:
+    """An existing study and its storage, closed again afterwards.
+
+    Args:
+        storage: where it lies; None for the usual place.
+        name: of the study.
+        option: that named it.
+        to_change: whether it may be written to; else nothing of the storage is changed.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    opened_storage = open_storage(storage_url(storage), must_exist=True)
+    url = storage_url(storage)
+    opened_storage = open_storage(url, must_exist=True) if to_change else open_to_read(url)
     try:
         with storage_errors(opened_storage):
-            yield load_study(opened_storage, name), opened_storage
+            yield load_study(opened_storage, name, option), opened_storage
     finally:
         opened_storage.close()
 
@@ -99,7 +109,8 @@ def delete_study(study: optuna.Study, storage: Storage, artifacts: str | None = 
 def interrupted(study: optuna.Study, storage: Storage) -> set[int]:
     """Numbers of the trials that have begun and that nobody works on, as far as can be told."""
     with storage.reading() as connection:
-        found = unfinished(connection)
+        ours = sa.inspect(connection).has_table(slots.name)
+        found = unfinished(connection) if ours else []
     return {s.trial for s in found if s.study_id == study._study_id and s.interrupted}
 
 

@@ -85,7 +85,7 @@ def train_once(console: Console, wanted: Wanted) -> None:
     if wanted.epochs is not None:
         train = train.replace(epochs=wanted.epochs)
     model = configuration.model.replace(**dataset.model_fields)
-    model, train = with_parameters(model, train, _changes(wanted.changes))
+    model, train = _changed(model, train, wanted.changes)
     shown = {k: v for k, v in to_json(model).items() if k != "kind"}
     text.print_line(
         console, f"{model.kind} on {dataset.name} ({device}): {text.parameters(shown)}"
@@ -116,8 +116,8 @@ def _from_study(wanted: Wanted) -> _Configuration:
     ):
         if value is not None:
             raise UsageError(f"{option}: the study decides that; leave out {option} or --study")
-    with opened(wanted.storage, wanted.study) as (study, _):
-        specification = specification_of(study)
+    with opened(wanted.storage, wanted.study, option="--study") as (study, _):
+        specification = specification_of(study, "--study")
         threads = study.user_attrs.get(THREADS)
         where = images_folder(study) if wanted.data_dir is None else str(wanted.data_dir)
         candidates = finished(study.get_trials(deepcopy=False))
@@ -145,6 +145,18 @@ def _from_options(wanted: Wanted) -> _Configuration:
         train_size=wanted.train_size,
     )
     return _Configuration(_MODELS[wanted.model], TrainConfig(), chosen, None)
+
+
+def _changed(
+    model: ModelConfig, train: TrainConfig, given: tuple[str, ...]
+) -> tuple[ModelConfig, TrainConfig]:
+    """The configurations with what `--set` changes; its errors name that option."""
+    changes = _changes(given)
+    try:
+        return with_parameters(model, train, changes)
+    except UsageError as e:
+        said = str(e).removeprefix("parameter: ")
+        raise UsageError(f"--set: {said}") from e
 
 
 def _changes(given: tuple[str, ...]) -> dict[str, Any]:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from visweep.config import ModelConfig, TrainConfig, with_parameters
 from visweep.errors import UsageError
-from visweep.search.spaces import corners
+from visweep.search.spaces import corners, ends, has_few_corners
 from visweep.storage.limits import option
-from visweep.storage.specification import Specification
+from visweep.storage.specification import Space, Specification
 from visweep.training.counts import flops, num_params
 from visweep.training.estimate import Calibration, Images, seconds_per_epoch
-
-_CORNERS = 20_000
 
 
 def judge_of(calibration: Calibration, images: Images) -> dict[str, Any]:
@@ -64,15 +61,38 @@ class Bounds:
             value = self._value(name, self.specification.baseline())
             if value <= largest:
                 continue
-            ends = islice(corners(self.specification.space), _CORNERS)
-            smallest = min(self._value(name, point) for point in ends)
+            smallest = self._smallest(name)
             others = ""
             if smallest > largest:
-                others = f", and all of the space, whose smallest model {_told(name, smallest)}"
+                others = f", and {_the_rest(self.specification.space)} {_told(name, smallest)}"
             raise UsageError(
                 f"{option(name)}: {_plain(largest)} excludes the baseline, which "
                 f"{_told(name, value)}{others}; accepted: {_plain(_above(value))} or more"
             )
+
+    def nearest(self, point: Mapping[str, Any], free: Space) -> dict[str, Any]:
+        """A point, its parameters changed one after the other until that brings it no closer to
+        keeping the limits; for models that grow with each of them, until it keeps them.
+
+        Args:
+            point: where to begin.
+            free: the parameters that may be changed.
+        """
+        return _least(self._exceeded, point, free)
+
+    def _exceeded(self, point: Mapping[str, Any]) -> float:
+        """By which factor a point exceeds a limit, at most; 1 or less where it keeps all."""
+        given = self.specification.limits.given()
+        factors = [self._value(name, point) / largest for name, largest in given.items()]
+        return max(factors, default=0.0)
+
+    def _smallest(self, name: str) -> float:
+        """What the smallest model has, of those at the corners that are looked at."""
+        space = self.specification.space
+        least = min(corners(space), key=lambda point: self._value(name, point))
+        if not has_few_corners(space):
+            least = _least(lambda point: self._value(name, point), least, space)
+        return self._value(name, least)
 
     def _value(self, name: str, point: Mapping[str, Any]) -> float:
         spec = self.specification
@@ -88,6 +108,29 @@ class Bounds:
         images = Images(judge["train_images"], judge["val_images"])
         calibration = Calibration.from_json(judge["calibration"])
         return seconds_per_epoch(model, train, images, calibration)
+
+
+def _least(
+    value: Callable[[Mapping[str, Any]], float], point: Mapping[str, Any], free: Space
+) -> dict[str, Any]:
+    """A point from which no change of one parameter leads to a smaller value; at corners only."""
+    best, least = dict(point), value(point)
+    improved = True
+    while improved:
+        improved = False
+        for name, distribution in free.items():
+            for choice in ends(distribution):
+                changed = {**best, name: choice}
+                if (found := value(changed)) < least:
+                    best, least, improved = changed, found, True
+    return best
+
+
+def _the_rest(space: Space) -> str:
+    """The beginning of what is said of the smallest model of a space."""
+    if has_few_corners(space):
+        return "all of the space, whose smallest model"
+    return "all that was looked at of the space, the smallest model of which"
 
 
 def _told(name: str, value: float) -> str:

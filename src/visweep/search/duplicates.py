@@ -10,7 +10,10 @@ A proposal is a duplicate when another trial of its configuration is finished or
   CPU that gives the same result again.
 - `skip`: it is not trained. The sampler is asked again with other random numbers, and when that
   leads nowhere a point is taken that nobody has tried, from a random place on. Once every point of
-  a finite space has been tried, proposals are replicated instead, so that the budget holds.
+  a finite space has been tried, proposals are replicated instead, so that the budget holds. Under
+  limits, the points of a space of more than `grid.MOST_STEPS` are not all looked at: where there
+  is none among so many, drawn at random, nor at the space's corners, a proposal is replicated
+  although some far-off point may be left, and the user is told.
 
 A point that a user has enqueued is run as asked: where it is a duplicate, it is a replicate also
 under `skip`. What was decided is stored in the transaction that begins the trial, so that whoever
@@ -19,10 +22,10 @@ adopts it trains it with the same seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import chain, count
 from types import MappingProxyType
 from typing import Any
 
@@ -35,7 +38,7 @@ from visweep.search import grid
 from visweep.search.bounds import Bounds
 from visweep.search.samplers import make_sampler, propose
 from visweep.search.seeds import new_seeds, seed_for
-from visweep.search.spaces import corners
+from visweep.search.spaces import corners, has_few_corners
 from visweep.search.study import OpenStudy
 from visweep.storage.budget import fixed_parameters
 from visweep.storage.lease import Lease
@@ -53,7 +56,7 @@ ATTEMPTS = 5
 """So often the sampler is asked again before a point is taken without it."""
 PROPOSALS = 10
 """So many proposals of it may break the study's limits before one is taken without it."""
-_DRAWS, _CORNERS = 300, 20_000
+_DRAWS = 300
 
 
 @dataclass(frozen=True)
@@ -150,20 +153,32 @@ class _Proposer:
     def _drawn(self, seed: int) -> dict[str, Any]:
         """Any point that keeps the limits, within what is fixed: each is as likely, as long as
         there are not too few."""
-        sampler = RandomSampler(seed)
-        for _ in range(_DRAWS):
-            parameters = self._proposed(sampler)
-            if self.bounds.allow(parameters):
-                return parameters
-        for corner in islice(corners(self._free()), _CORNERS):
-            parameters = {**corner, **self.fixed}
-            if self.bounds.allow(parameters):
-                return {name: parameters[name] for name in self.spec.space}
+        for parameters in self._allowed(seed):
+            return parameters
         if self.keep_to:
             raise _NothingLeft
+        none = "none" if has_few_corners(self._free()) else "none that was found"
         raise UsageError(
-            f"what is enqueued of the point leaves none within {self.bounds.excess(parameters)}"
+            f"what is enqueued of the point leaves {none} within "
+            f"{self.bounds.excess(self._smallest())}"
         )
+
+    def _allowed(self, seed: int) -> Iterator[dict[str, Any]]:
+        """Points that keep the limits, within what is fixed: first some that are drawn, then
+        corners, and what the baseline leads to."""
+        sampler = RandomSampler(seed)
+        drawn = (self._proposed(sampler) for _ in range(_DRAWS))
+        for point in chain(drawn, corners(self._free()), self._last_resort()):
+            parameters = {name: {**point, **self.fixed}[name] for name in self.spec.space}
+            if self.bounds.allow(parameters):
+                yield parameters
+
+    def _last_resort(self) -> Iterator[dict[str, Any]]:
+        yield self._smallest()
+
+    def _smallest(self) -> dict[str, Any]:
+        """As near to the limits as the baseline can be brought, within what is fixed."""
+        return self.bounds.nearest({**self.spec.baseline(), **self.fixed}, self._free())
 
     def _asked(self, attempt: int) -> dict[str, Any]:
         study, spec = self.opened.study, self.spec
@@ -181,20 +196,29 @@ class _Proposer:
         return self.opened.slots.alike(self.lease, parameters, self.spec.space)
 
     def _another(self) -> dict[str, Any] | None:
-        """A configuration that no trial has; None when there is none within what is fixed."""
+        """A configuration that no trial has; None when none is found within what is fixed."""
         seed = seed_for(self.spec.seed, f"untried {self.branch}", self.lease.number)
-        points = grid.size(self._free())
-        is_finite = points is not None and (not self.bounds or points <= grid.MOST_STEPS)
-        untried = self._untried(seed) if is_finite else None
-        if is_finite and untried is None:
+        all_are_seen = self._can_be_exhausted()
+        untried = self._untried(seed) if all_are_seen else None
+        if all_are_seen and untried is None:
             return None
         for attempt in range(1, ATTEMPTS + 1):
             parameters = self._ask(attempt)
             if not self._alike(parameters):
                 return parameters
-        if untried is not None:
-            return untried
-        return self._drawn(seed)
+        if untried is None and grid.size(self._free()) is not None:
+            untried = self._untried(seed)
+        return untried or self._new_one_of(self._allowed(seed))
+
+    def _can_be_exhausted(self) -> bool:
+        """Whether all points within what is fixed are looked at, if need be."""
+        points = grid.size(self._free())
+        return points is not None and (not self.bounds or points <= grid.MOST_STEPS)
+
+    def _new_one_of(self, points: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+        space = self.spec.space
+        tried = {configuration(trial.params, space) for trial in self._begun()}
+        return next((point for point in points if configuration(point, space) not in tried), None)
 
     def _free(self) -> Space:
         """The part of the space in which the sampler may choose."""
@@ -235,6 +259,12 @@ class _Proposer:
         said = any(replicate_number(t) and not self._is_enqueued(t) for t in self._begun())
         if said or self.fixed:
             return ""
+        if not self._can_be_exhausted():
+            return (
+                "no untried point of the space was found within its limits, though not all were "
+                f"looked at: trial {self.lease.number}, and maybe later ones, replicate earlier "
+                "trials, with new seeds"
+            )
         which = "points of the space within its limits"
         if not self.bounds:
             which = f"{grid.size(self.spec.space)} points of the space"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from random import Random
 from statistics import fmean
 from typing import Any
@@ -17,7 +16,7 @@ from visweep.search.spaces import corners
 from visweep.storage.specification import Specification
 from visweep.training.estimate import Calibration, Images, seconds_per_epoch
 
-_CORNERS, _SAMPLE = 20_000, 64
+_SAMPLE = 64
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Expectation:
     @cached_property
     def mean_seconds(self) -> float:
         """Of an unpruned trial, over the space within the study's limits."""
-        points = list(islice(corners(self.specification.space, middle=True), _CORNERS))
+        points = list(corners(self.specification.space, middle=True))
         bounds = Bounds(self.specification)
         drawn = Random(0).sample(points, min(len(points), _SAMPLE))
         allowed = [p for p in drawn if bounds.allow(p)] or [self.specification.baseline()]

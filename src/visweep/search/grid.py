@@ -13,6 +13,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from visweep.search.spaces import spread
 from visweep.storage.replicates import configuration
 from visweep.storage.specification import Space
 
@@ -42,7 +43,7 @@ def untried(
     start: int,
     allowed: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> dict[str, Any] | None:
-    """The first point at or after an index, or else from the beginning, that was not tried.
+    """A point that was not tried: the first one at or after an index, or else from the beginning.
 
     Args:
         space: a finite one.
@@ -51,16 +52,17 @@ def untried(
         allowed: tells which points may be tried; all of them by default.
 
     Returns:
-        None when every point was tried that may be. Where not all may be, only `MOST_STEPS`
-        points are looked at.
+        None when every point was tried that may be. Where not all may be, in a space of more than
+        `MOST_STEPS` points, also when there is none among that many that are drawn at random.
     """
     points = size(space)
     if points is None:
         raise ValueError("a continuous space cannot be searched point by point")
     # One step more than there are tried points is enough where all may be tried.
-    enough = len(tried) + 1 if allowed is None else MOST_STEPS
-    for step in range(min(points, enough)):
-        found = point(space, (start + step) % points)
+    every = range(min(points, len(tried) + 1))
+    numbers = ((start + step) % points for step in every)
+    for number in numbers if allowed is None else spread(points, MOST_STEPS, start):
+        found = point(space, number)
         if configuration(found, space) in tried:
             continue
         if allowed is None or allowed(found):

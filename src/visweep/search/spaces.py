@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from random import Random
 from typing import Any
 
 from optuna.distributions import (
@@ -24,6 +26,8 @@ from visweep.storage.specification import Space
 
 MIN_TOKENS, MAX_TOKENS = 4, 256
 _FEW_POINTS, _MOST_POINTS = 2_000, 20_000
+MOST_CORNERS = 20_000
+"""So many corners of a space are looked at."""
 
 
 def patch_sizes(image_size: int, candidates: Sequence[int]) -> CategoricalDistribution:
@@ -54,7 +58,7 @@ def check_space(space: Space, model: ModelConfig, train: TrainConfig) -> None:
     """See that every point of a space is a valid configuration.
 
     Every choice and whole number is tried, with the ends of the other ranges; in a large space
-    only the ends of all ranges.
+    only the ends of all ranges, and of very many such points some from all over it.
 
     Raises:
         UsageError: naming the first invalid point.
@@ -62,8 +66,7 @@ def check_space(space: Space, model: ModelConfig, train: TrainConfig) -> None:
     values = [_values(distribution, middle=False, every=True) for distribution in space.values()]
     if math.prod(map(len, values)) > _FEW_POINTS:
         values = [_values(distribution, middle=False) for distribution in space.values()]
-    for combination in itertools.islice(itertools.product(*values), _MOST_POINTS):
-        point = dict(zip(space, combination, strict=True))
+    for point in _combinations(space, values, _MOST_POINTS):
         try:
             with_parameters(model, train, point)
         except UsageError as e:
@@ -123,10 +126,61 @@ def _contains(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def corners(space: Space, middle: bool = False) -> Iterator[dict[str, Any]]:
-    """All combinations of choices and range ends (with `middle`, of range middles too)."""
+    """Combinations of choices and range ends (with `middle`, of range middles too).
+
+    All of them, as long as there are no more than `MOST_CORNERS`; else so many, each once: the
+    first and the last, and between them some that are drawn at random, always the same.
+    """
     values = [_values(distribution, middle) for distribution in space.values()]
-    for combination in itertools.product(*values):
+    return _combinations(space, values, MOST_CORNERS)
+
+
+def has_few_corners(space: Space) -> bool:
+    """Whether `corners` gives them all."""
+    return math.prod(len(ends(distribution)) for distribution in space.values()) <= MOST_CORNERS
+
+
+def ends(distribution: BaseDistribution) -> list[Any]:
+    """A parameter's values at the corners of a space: its choices, or the ends of its range."""
+    return _values(distribution, middle=False)
+
+
+def spread(count: int, most: int, start: int = 0) -> Iterator[int]:
+    """The numbers below `count`, each once, one after the other from `start` on.
+
+    Where there are more than `most`, so many of them, drawn at random with `start` for a seed.
+    """
+    if count <= most:
+        return ((start + step) % count for step in range(count))
+    generator = Random(start)
+    if count <= sys.maxsize:
+        return iter(generator.sample(range(count), most))
+    # Of so many, no two are the same.
+    return (generator.randrange(count) for _ in range(most))
+
+
+def _combinations(
+    space: Space, values: Sequence[Sequence[Any]], most: int
+) -> Iterator[dict[str, Any]]:
+    """Points of these values, the last parameter's changing fastest where all are given."""
+    count = math.prod(map(len, values))
+    if count <= most:
+        chosen: Iterator[Sequence[Any]] = itertools.product(*values)
+    else:
+        between = (1 + number for number in spread(count - 2, most - 2))
+        numbers = itertools.chain([0], between, [count - 1])
+        chosen = (_combination(values, number) for number in numbers)
+    for combination in chosen:
         yield dict(zip(space, combination, strict=True))
+
+
+def _combination(values: Sequence[Sequence[Any]], number: int) -> list[Any]:
+    """The one of this number in the order of `itertools.product`."""
+    found = []
+    for choices in reversed(values):
+        number, place = divmod(number, len(choices))
+        found.append(choices[place])
+    return found[::-1]
 
 
 def _values(distribution: BaseDistribution, middle: bool, every: bool = False) -> list[Any]:

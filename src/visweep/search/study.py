@@ -24,11 +24,13 @@ from visweep.storage.specification import (
     BUDGET,
     SPECIFICATION,
     STUDY_ID,
+    TRAINER,
     Specification,
     require_same,
 )
 from visweep.storage.tables import FINISHED
 from visweep.storage.whereabouts import Artifacts
+from visweep.training.results import TRAINER_VERSION
 
 STOP = "visweep:stop"
 """Study attribute: set by `visweep stop`, cleared when the sweep is run again."""
@@ -66,7 +68,18 @@ class OpenStudy:
     def make_room(self) -> None:
         """A slot that failed is replaced, and a trial that was enqueued meanwhile gets one."""
         first = self.specification.baseline()
-        self.slots.set_budget(self.study.user_attrs[BUDGET], first=first)
+        self.slots.set_budget(self._budget(), first=first)
+
+    def is_to_stop(self) -> bool:
+        """Whether `visweep stop` was called.
+
+        Raises:
+            KeyError: the study was deleted.
+        """
+        return bool(self.storage.get_study_attributes(self.study_id, STOP).get(STOP))
+
+    def _budget(self) -> int:
+        return int(self.storage.get_study_attributes(self.study_id, BUDGET)[BUDGET])
 
     def progress(self, trials: Sequence[FrozenTrial] | None = None) -> Progress:
         """How far the study is, all workers counted; by its `trials` where they were just read."""
@@ -81,7 +94,7 @@ class OpenStudy:
         )
         return Progress(
             # One that was lowered afterwards takes no finished trial away.
-            budget=max(self.study.user_attrs[BUDGET], sum(count[s] for s in FINISHED)),
+            budget=max(self._budget(), sum(count[s] for s in FINISHED)),
             complete=count[TrialState.COMPLETE],
             pruned=count[TrialState.PRUNED],
             failed=count[TrialState.FAIL],
@@ -123,6 +136,7 @@ def open_study(
                     SPECIFICATION: specification.stored(),
                     STUDY_ID: uuid.uuid4().hex,
                     BUDGET: budget,
+                    TRAINER: TRAINER_VERSION,
                     **({} if artifacts is None else {ARTIFACTS: artifacts}),
                 },
             )
@@ -205,8 +219,8 @@ def _require_new(study: optuna.Study) -> None:
         )
 
 
-def load_study(storage: Storage, name: str) -> optuna.Study:
-    """An existing study, to be read.
+def load_study(storage: Storage, name: str, option: str = "STUDY") -> optuna.Study:
+    """An existing study, to be read; errors name the option that named it.
 
     Raises:
         UsageError: there is no study of that name; the nearest is suggested.
@@ -215,20 +229,20 @@ def load_study(storage: Storage, name: str) -> optuna.Study:
         names = optuna.get_all_study_names(storage)
         if name not in names:
             if not names:
-                raise UsageError(f"STUDY: {name!r} is not here: the storage holds no studies")
-            raise unknown_name("STUDY", name, names)
+                raise UsageError(f"{option}: {name!r} is not here: the storage holds no studies")
+            raise unknown_name(option, name, names)
         return optuna.load_study(study_name=name, storage=storage)
 
 
-def specification_of(study: optuna.Study) -> Specification:
-    """The specification stored in a study.
+def specification_of(study: optuna.Study, option: str = "STUDY") -> Specification:
+    """The specification stored in a study; errors name the option that named the study.
 
     Raises:
         UsageError: it has none: another tool made it.
     """
     stored: dict[str, Any] | None = study.user_attrs.get(SPECIFICATION)
     if stored is None:
-        raise UsageError(f"STUDY: {study.study_name!r} was not made by visweep")
+        raise UsageError(f"{option}: {study.study_name!r} was not made by visweep")
     return Specification.from_stored(stored)
 
 

@@ -25,14 +25,20 @@ from visweep.search.heartbeat import Heartbeat
 from visweep.search.interrupt import Interrupt
 from visweep.search.pruners import make_pruner, rungs_from
 from visweep.search.spaces import check_point
-from visweep.search.study import STOP, OpenStudy
+from visweep.search.study import OpenStudy
 from visweep.search.watch import TrialView, Watcher
 from visweep.storage.budget import fixed_parameters
 from visweep.storage.engine import DATABASE_ERRORS, storage_errors
 from visweep.storage.lease import Lease, LeaseLost
 from visweep.storage.specification import provenance
 from visweep.storage.tables import RUNG
-from visweep.training.results import OUT_OF_MEMORY, EpochResult, FitResult, OnEpoch
+from visweep.training.results import (
+    OUT_OF_MEMORY,
+    TRAINER_VERSION,
+    EpochResult,
+    FitResult,
+    OnEpoch,
+)
 
 if TYPE_CHECKING:
     from visweep.search.packing import Engine
@@ -129,7 +135,9 @@ class Worker:
         self.company = company or Company()
         spec = opened.specification
         self.pruner = make_pruner(spec.pruner, spec.seed, spec.train.epochs)
-        self.provenance = provenance(trainer.device, spec.data.data_dir, trainer.threads)
+        self.provenance = provenance(
+            trainer.device, spec.data.data_dir, trainer.threads, TRAINER_VERSION
+        )
 
     def run(self) -> None:
         """Work until every slot is finished, or the interrupt has a reason.
@@ -163,7 +171,7 @@ class Worker:
 
     def _should_stop(self) -> bool:
         try:
-            asked = self.opened.study.user_attrs.get(STOP)
+            asked = self.opened.is_to_stop()
         except KeyError as e:
             raise SweepFailed(f"study {self.opened.name!r} was deleted") from e
         if not self.interrupt.reason and asked:
@@ -177,7 +185,8 @@ class Worker:
                 trial = _TrialRun(self, lease, heartbeat)
                 with slots.fenced(lease):
                     trial.run()
-            slots.release(lease)
+            if trial.state == TrialState.RUNNING:
+                slots.release(lease)
             trial.conclude()
         except LeaseLost as e:
             self.watcher.note(str(e))
@@ -343,37 +352,29 @@ class _TrialRun:
         return result.ended == "stopped" and not self.pruned
 
     def _finish(self, result: FitResult) -> None:
-        """Attributes first: a trial that is told is complete in every respect."""
         self.heartbeat.check()
         epochs = len(result.history)
         ended = f"pruned at epoch {epochs}" if result.ended == "stopped" else result.ended
-        self.opened.storage.set_trial_attributes(
-            self.lease.trial_id, {**_attributes(result), "ended": ended, **self._whereabouts()}
-        )
-        if result.ended == "completed":
-            state = TrialState.COMPLETE
-            self._tell(state, result.history[-1].mean_val_accuracy)
-        else:
-            state = TrialState.PRUNED
-            self._tell(state, self._last_value())
-        self.state, self.ended = state, ended
+        completed = result.ended == "completed"
+        state = TrialState.COMPLETE if completed else TrialState.PRUNED
+        value = result.history[-1].mean_val_accuracy if completed else self._last_value()
+        self._tell(state, value, ended, _attributes(result))
 
-    def _tell(self, state: TrialState, value: float | None) -> None:
-        """End the trial; its own fence tells whether somebody else has done so."""
-        values = None if value is None else [value]
-        self.opened.storage.set_trial_state_values(self.lease.trial_id, state, values)
+    def _tell(
+        self, state: TrialState, value: float | None, ended: str, attributes: Mapping[str, Any]
+    ) -> None:
+        """End the trial, complete in every respect; the lease is given back with that."""
+        said = {**attributes, "ended": ended, **self._whereabouts()}
+        self.opened.slots.finish(self.lease, state, value, said)
+        self.state, self.ended = state, ended
 
     def _give_up(self, error: OutOfMemory) -> None:
         """A result like any other: this configuration cannot be trained here."""
         self.heartbeat.check()
         # It may have been adopted, and not have come to its first epoch here.
         self.curve = {**self.frozen().intermediate_values, **self.curve}
-        attributes = {"ended": OUT_OF_MEMORY, "out_of_memory": str(error)}
-        self.opened.storage.set_trial_attributes(
-            self.lease.trial_id, {**attributes, "epochs": len(self.curve), **self._whereabouts()}
-        )
-        self._tell(TrialState.PRUNED, self._last_value())
-        self.state, self.ended = TrialState.PRUNED, OUT_OF_MEMORY
+        attributes = {"out_of_memory": str(error), "epochs": len(self.curve)}
+        self._tell(TrialState.PRUNED, self._last_value(), OUT_OF_MEMORY, attributes)
 
     def _last_value(self) -> float | None:
         """What a pruned trial came to, as `study.tell` has it."""
@@ -397,13 +398,9 @@ class _TrialRun:
         """Record the failure, with its traceback."""
         cause = f"{type(error).__name__}: {error}".splitlines()[0]
         trace = "".join(traceback.format_exception(error))
-        self.opened.storage.set_trial_attributes(
-            self.lease.trial_id,
-            {"ended": f"failed: {cause}", "traceback": trace, **self._whereabouts()},
-        )
         # Not by `study.tell`, which refuses a trial that failed before it had parameters.
-        self.opened.storage.set_trial_state_values(self.lease.trial_id, TrialState.FAIL)
-        self.state, self.ended = TrialState.FAIL, cause
+        self._tell(TrialState.FAIL, None, f"failed: {cause}", {"traceback": trace})
+        self.ended = cause
 
 
 def _failed_alike(trials: Sequence[FrozenTrial]) -> int:

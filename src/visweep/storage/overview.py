@@ -19,6 +19,7 @@ from visweep.storage.url import check_sqlite_file, parse, read_only, sqlite_path
 
 _STUDIES = "SELECT study_id, study_name FROM studies ORDER BY study_id"
 _BUDGETS = "SELECT study_id, value_json FROM study_user_attributes WHERE key = 'visweep:budget'"
+_TRAINERS = "SELECT study_id, value_json FROM study_user_attributes WHERE key = 'visweep:trainer'"
 _STATES = "SELECT study_id, state, COUNT(*) FROM trials GROUP BY study_id, state"
 # Trials that other tools added have no slot, and do not count.
 _FINISHED = """
@@ -47,6 +48,7 @@ class StudyOverview:
         interrupted: how many of the RUNNING ones no worker holds, as far as can be told from here.
         best: number and value of the best completed trial; of a pruned one where there is none.
         workers: who holds its trials.
+        trainer: the version of the trainer that it was begun with; None where it does not say.
     """
 
     name: str
@@ -56,6 +58,7 @@ class StudyOverview:
     interrupted: int
     best: tuple[int, float] | None
     workers: tuple[Holder, ...] = ()
+    trainer: int | None = None
 
 
 def overview(url: str) -> list[StudyOverview]:
@@ -88,6 +91,7 @@ def overview(url: str) -> list[StudyOverview]:
 
 def _read(connection: sa.Connection) -> list[StudyOverview]:
     budgets = {row[0]: int(json.loads(row[1])) for row in connection.execute(sa.text(_BUDGETS))}
+    trainers = {row[0]: json.loads(row[1]) for row in connection.execute(sa.text(_TRAINERS))}
     states: dict[int, dict[str, int]] = {}
     for study_id, state, number in connection.execute(sa.text(_STATES)):
         states.setdefault(study_id, {})[state] = number
@@ -113,6 +117,7 @@ def _read(connection: sa.Connection) -> list[StudyOverview]:
                 interrupted=sum(slot.interrupted for slot in slots),
                 best=best.get(study_id),
                 workers=tuple(slot.holder for slot in slots if slot.holder is not None),
+                trainer=trainers.get(study_id),
             )
         )
     return overviews

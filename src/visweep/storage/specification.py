@@ -29,8 +29,10 @@ BUDGET = "visweep:budget"
 STUDY_ID = "visweep:id"
 BRANCH = "visweep:branch"
 ARTIFACTS = "visweep:artifacts"
+TRAINER = "visweep:trainer"
 """Keys of a study's user attributes. The branch is that of a copy that may go its own way; the
-artifacts lie in a place of the user's, if this says so."""
+artifacts lie in a place of the user's, if this says so; the trainer is the version of it that the
+study was begun with, which those of older versions do not say."""
 
 Space = Mapping[str, BaseDistribution]
 
@@ -182,16 +184,20 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
-def provenance(device: str, data_dir: str | None = None, threads: int = 1) -> dict[str, Any]:
+def provenance(
+    device: str, data_dir: str | None = None, threads: int = 1, trainer: int | None = None
+) -> dict[str, Any]:
     """Where and with what a trial is run; JSON values.
 
     Args:
         device: that trains.
         data_dir: folder of the images, where one was given.
         threads: of the training process; on the CPU its sums are rounded by their number.
+        trainer: the version of it, which decides what is drawn.
     """
     return {
         "versions": {name: _version(name) for name in _PACKAGES},
+        **({} if trainer is None else {"trainer": trainer}),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "host": platform.node(),

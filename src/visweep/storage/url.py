@@ -42,6 +42,12 @@ def parse(url: str) -> URL:
         raise UsageError(
             f"--storage: unknown scheme {parsed.drivername!r}; accepted: {', '.join(SCHEMES)}"
         )
+    if parsed.drivername == "sqlite" and parsed.host is not None:
+        # SQLAlchemy takes what follows two slashes for a host, and drops it.
+        raise UsageError(
+            f"--storage: {without_password(parsed)!r} has two slashes; accepted: sqlite:///FILE, "
+            "with three"
+        )
     if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise UsageError("--storage: a study must outlive the command; accepted: sqlite:///FILE")
     return parsed

@@ -10,10 +10,7 @@ from visweep.data.resident import ResidentData
 from visweep.training import checkpoint as checkpoints
 from visweep.training.device import peak_memory, resolve_precision
 from visweep.training.passes import Member, Pass, State
-from visweep.training.results import EpochResult, FitResult, OnEpoch
-
-VERSION = 3
-"""Of the draws, and of how parameters are laid out: a run of another one does not go on here."""
+from visweep.training.results import TRAINER_VERSION, EpochResult, FitResult, OnEpoch
 
 
 class Run:
@@ -125,7 +122,7 @@ class Run:
         train = self.member.train
         precision = resolve_precision(train.precision, self._data.device)
         return {
-            "trainer": VERSION,
+            "trainer": TRAINER_VERSION,
             "model": to_json(self.member.model),
             "train": {**to_json(train), "precision": precision},
             "data": self._data.dataset.fingerprint,
