@@ -64,6 +64,8 @@ class ViT(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
+        if config.block != "pre_norm":
+            raise ValueError(f"block: {config.block!r} is not 'pre_norm', the only one here")
         width = config.embed_dim
         self.patches = nn.Conv2d(config.in_chans, width, config.patch_size, config.patch_size)
         self.position = nn.Parameter(0.02 * torch.randn(1, config.num_tokens, width))

@@ -1,9 +1,10 @@
 """The configurations: what they refuse, and that JSON holds all of them."""
 
+import dataclasses
 import json
 import subprocess
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,9 @@ from visweep.config import (
     ConvNetConfig,
     DataConfig,
     TrainConfig,
+    ViTBlock,
     ViTConfig,
+    completed,
     from_json,
     to_json,
     with_parameters,
@@ -41,6 +44,7 @@ def vits(draw: st.DrawFn) -> ViTConfig:
         drop=draw(RATES),
         attn_drop=draw(RATES),
         class_token=draw(st.booleans()),
+        block=draw(st.sampled_from(get_args(ViTBlock))),
     )
 
 
@@ -92,6 +96,41 @@ def test_json_gives_back_the_same(config: Any) -> None:
     assert json.dumps(to_json(restored)) == text
 
 
+OLDER_VIT = {
+    "kind": "vit",
+    "image_size": 32,
+    "in_chans": 1,
+    "num_classes": 10,
+    "patch_size": 8,
+    "embed_dim": 64,
+    "depth": 6,
+    "num_heads": 4,
+    "mlp_ratio": 4.0,
+    "drop": 0.0,
+    "attn_drop": 0.0,
+    "class_token": False,
+}
+"""As it was written before there were types of blocks."""
+
+
+def test_what_was_stored_before_a_field_was_there_is_what_would_be_stored_now() -> None:
+    assert to_json(ViTConfig()) == OLDER_VIT
+    assert from_json(OLDER_VIT) == ViTConfig(block="pre_norm")
+    assert to_json(ViTConfig(block="parallel")) == {**OLDER_VIT, "block": "parallel"}
+
+
+@given(vits() | convnets() | TRAINS | DATA)
+def test_completed_json_has_all_fields(config: Any) -> None:
+    fields = {field.name for field in dataclasses.fields(config)}
+    assert completed(to_json(config)).keys() == {"kind", *fields}
+    assert from_json(completed(to_json(config))) == config
+
+
+def test_what_is_no_configuration_is_completed_by_nothing() -> None:
+    for values in ({}, {"kind": "vti"}, {"name": "tpe"}):
+        assert completed(values) == values
+
+
 @given(vits())
 def test_a_vit_counts_its_tokens(config: ViTConfig) -> None:
     side = config.image_size // config.patch_size
@@ -126,6 +165,7 @@ INVALID = [
     (VIT, {"drop": "a\nb"}),
     (VIT, {"attn_drop": 1.5}),
     (VIT, {"class_token": 1}),
+    (VIT, {"block": "post"}),
     (CONVNET, {"image_size": 3}),
     (CONVNET, {"in_chans": 0}),
     (CONVNET, {"num_classes": 0}),
@@ -184,6 +224,10 @@ def test_refuses_in_one_line_that_names_field_and_value(
 def test_a_choice_is_refused_with_what_is_accepted() -> None:
     with pytest.raises(UsageError, match="'bsic' is not one of basic, late_relu, pread"):
         ConvNetConfig(block="bsic")  # type: ignore[arg-type]
+    with pytest.raises(UsageError) as refusal:
+        ViTConfig(block="basic")  # type: ignore[arg-type]
+    accepted = "pre_norm, post_norm, single_residual, parallel"
+    assert str(refusal.value) == f"block: 'basic' is not one of {accepted}"
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,16 @@ def test_the_conventional_models_give_our_logits(config: ModelConfig) -> None:
     torch.testing.assert_close(theirs(images), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    "config", [VIT.replace(block="parallel"), CONVNET.replace(block="late_relu")]
+)
+def test_there_is_one_type_of_block(config: ModelConfig) -> None:
+    from rival import build
+
+    with pytest.raises(ValueError, match=r"^block: .* the only one here"):
+        build(config)
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=["mean", "class token", "convnet"])
 def test_the_same_weights_decay(config: ModelConfig) -> None:
     from rival import build, parameter_groups
@@ -223,6 +233,14 @@ class TestThroughput:
     def test_seeds(self, launcher: Any, tmp_path: Path) -> None:
         (row,) = self.rows(launcher, tmp_path, "seeds", *self.FAST, "--replicas", 2)
         assert 0.5 < float(row[3].split()[0]) < 5.0
+
+    def test_lanes(self, launcher: Any, tmp_path: Path) -> None:
+        rows = self.rows(launcher, tmp_path, "lanes", *self.FAST, "--counts", 1, 2)
+        assert [row[1] for row in rows] == [
+            "1 in one process", "1 processes", "2 in one process", "2 processes"
+        ]  # fmt: skip
+        # On the CPU they take turns, and gain nothing by that.
+        assert all(float(row[2].split()[0].replace(",", "")) > 0 for row in rows)
 
     def test_sweep(self, launcher: Any, tmp_path: Path) -> None:
         small = ("--trials", 2, "--epochs", 2, "--train-size", 64, *self.FAST[:4])

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from visweep.errors import UsageError, unknown_name
 
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
+ViTBlock = Literal["pre_norm", "post_norm", "single_residual", "parallel"]
 ConvBlock = Literal["basic", "late_relu", "preadd_relu"]
 Config = TypeVar("Config", bound="_Config")
 
@@ -25,6 +26,9 @@ class _Config:
     kind: ClassVar[str]
     free_in_bucket: ClassVar[Mapping[str, Any]] = {}
     """In which fields configurations of one bucket may differ, and what stands there instead."""
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are left out of the JSON where they have their default: they came later, and
+    what was stored before is the same as what would be stored now."""
 
     def __post_init__(self) -> None:
         for name, hint in _field_types(type(self)).items():
@@ -66,6 +70,7 @@ class ViTConfig(_Config):
         "drop": 0.0,
         "attn_drop": 0.0,
     }
+    later: ClassVar[frozenset[str]] = frozenset({"block"})
 
     image_size: int = 32
     """Height and width of the input, in pixels."""
@@ -89,6 +94,14 @@ class ViTConfig(_Config):
     """Dropout of the attention weights."""
     class_token: bool = False
     """Classify from a class token; otherwise from the mean over all tokens."""
+    block: ViTBlock = "pre_norm"
+    """`pre_norm`: x + attn(norm1(x)), then x + mlp(norm2(x)), as in Dosovitskiy et al. 2021.
+    `post_norm`: norm1(x + attn(x)), then norm2(x + mlp(x)), as in Vaswani et al. 2017,
+    https://arxiv.org/abs/1706.03762.
+    `single_residual`: x + mlp(norm2(attn(norm1(x)))): one residual step around both.
+    `parallel`: x + attn(norm1(x)) + mlp(norm1(x)): one norm for both, as in Dehghani et al. 2023,
+    https://arxiv.org/abs/2302.05442, but without that paper's norms of queries and keys, and with
+    all biases."""
 
     def _validate(self) -> None:
         for field in ("image_size", "in_chans", "patch_size", "embed_dim", "depth", "num_heads"):
@@ -148,7 +161,9 @@ class ConvNetConfig(_Config):
     block: ConvBlock = "basic"
     """`basic`: relu(x + norm(conv(relu(norm(conv(x)))))).
     `late_relu`: x + relu(conv(norm(conv(x)))): no ReLU between the convolutions, one after both.
-    `preadd_relu`: x + relu(norm(conv(relu(norm(conv(x)))))): the last ReLU before the addition."""
+    `preadd_relu`: x + relu(norm(conv(relu(norm(conv(x)))))): the last ReLU before the addition, as
+    in figure 4(c) of He et al. 2016, https://arxiv.org/abs/1603.05027.
+    Where the shape changes, x is first projected: norm(conv(x)) with a strided 1×1 convolution."""
 
     def _validate(self) -> None:
         for field in ("image_size", "in_chans"):
@@ -259,12 +274,20 @@ _KINDS: dict[str, type[_Config]] = {
 
 
 def to_json(config: _Config) -> dict[str, Any]:
-    """The configuration as JSON values, with its kind."""
+    """The configuration as JSON values, with its kind; without later fields at their default."""
     fields = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(config).items()
+        if name not in config.later or value != getattr(type(config), name)
     }
     return {"kind": config.kind, **fields}
+
+
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `to_json` wrote, with the fields that it left out."""
+    config = _KINDS.get(str(values.get("kind")), _Config)
+    left_out = {name: getattr(config, name) for name in config.later if name not in values}
+    return {**values, **left_out}
 
 
 def from_json(values: Mapping[str, Any]) -> Any:

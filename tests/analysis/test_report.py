@@ -200,7 +200,7 @@ def test_tables_hold_the_best_trials_the_space_and_the_provenance(
     assert "drop real 0 to 0.3, in steps of 0.05" in specification
     assert "patch_size choice 4, 8, 16" in specification
     assert "fingerprint 5f1c09aa72e3" in specification
-    assert "num_classes 10 depth 6 (baseline; searched)" in specification
+    assert "num_classes 10 depth 6 (baseline; searched) block pre_norm" in specification
     assert "torch 2.13.0" in page.section("provenance")
     assert "host example (40 trials); other (10 trials)" in page.section("provenance")
 

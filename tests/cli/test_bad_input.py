@@ -378,6 +378,10 @@ VISWEEP = {
     "a change": (["train", "--set", "depth"], "--set 'depth' depth=4"),
     "a changed field": (["train", *SMALL, "--set", "depht=3"], "--set 'depht' mean 'depth'?"),
     "a changed value": (["train", *SMALL, "--set", "depth=deep"], "--set depth 'deep' whole"),
+    "a changed choice": (
+        ["train", *SMALL, "--set", "block=post_nrom"],
+        "--set: block: 'post_nrom' pre_norm, post_norm, single_residual, parallel",
+    ),
     "images for a study": (
         ["train", "--study", "night-run", "--dataset", "mnist"],
         "--dataset --study",

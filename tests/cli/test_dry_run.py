@@ -32,6 +32,7 @@ def test_a_model_that_does_not_fit_is_a_row_like_others(tmp_path: Path) -> None:
     assert f"embed_dim={TOO_WIDE}" in largest
     assert "study wide-cluttered-digits-small, 5 trials\n" in said
     assert "5 trials like the middle one" in said
+    assert "block=pre_norm" in said, "also what the study does not store"
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,17 @@ class TestTrain:
         assert len(epochs) == 1
         assert last.startswith("completed: ")
 
+    @pytest.mark.parametrize("block", ["pre_norm", "post_norm", "single_residual", "parallel"])
+    def test_with_types_of_blocks(self, launcher: Any, tmp_path: Path, block: str) -> None:
+        chosen = () if block == "pre_norm" else ("--set", f"block={block}")
+        shown = launcher.run(
+            "visweep", "train", *SMALL, "--set", "depth=1", *chosen, "--epochs", 1, cwd=tmp_path
+        )
+        assert (shown.status, shown.stderr) == (0, "")
+        first, *_, last = shown.stdout.splitlines()
+        assert f"block={block}" in first
+        assert last.startswith("completed: ")
+
     def test_a_configuration_spelled_out_goes_on_from_its_checkpoint(
         self, launcher: Any, tmp_path: Path
     ) -> None:

@@ -97,18 +97,28 @@ def preadd_relu(b: BasicBlock, x: Tensor, shortcut: Tensor) -> Tensor:
 def test_block_types_follow_their_equations(
     equation, in_channels: int, channels: int, stride: int
 ) -> None:  # type: ignore[no-untyped-def]
+    """Output and gradients."""
     kind: ConvBlock = equation.__name__
     block = BasicBlock(kind, 1, in_channels, channels, stride).double()
     with torch.no_grad():
         for index, parameter in enumerate(block.parameters()):
             parameter.copy_(rand(*parameter.shape, seed=index))
-    x = rand(3, in_channels, 6, 6, seed=99)
+    x = rand(3, in_channels, 6, 6, seed=99).requires_grad_()
     shortcut = (
         x
         if (stride, in_channels) == (1, channels)
         else norm(block.shortcut[1], conv(block.shortcut[0], x))
     )
-    torch.testing.assert_close(block(x), equation(block, x, shortcut))
+    out, expected = block(x), equation(block, x, shortcut)
+    torch.testing.assert_close(out, expected)
+    weighting = rand(*out.shape, seed=50)
+    inputs = [x, *block.parameters()]
+    for ours, wanted in zip(
+        torch.autograd.grad(out, inputs, weighting),
+        torch.autograd.grad(expected, inputs, weighting),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, wanted)
 
 
 def test_stages_halve_the_image_and_set_the_width() -> None:

@@ -95,6 +95,11 @@ CHANGES: dict[str, tuple[dict[str, Any], str, str]] = {
     "data.image_size": ({"data": DATA.replace(image_size=64)}, "None", "64"),
     "data.split_seed": ({"data": DATA.replace(split_seed=1)}, "0", "1"),
     "model.depth": ({"model": ViTConfig(depth=5)}, "4", "5"),
+    "model.block": (
+        {"model": ViTConfig(depth=4, block="parallel")},
+        "'pre_norm'",
+        "'parallel'",
+    ),
     "sampler.name": ({"sampler": "random"}, "'tpe'", "'random'"),
     "pruner.name": ({"pruner": "none"}, "'hyperband'", "'none'"),
     "seed": ({"seed": 7}, "0", "7"),
@@ -156,6 +161,18 @@ def test_a_study_from_before_there_were_duplicates_goes_on() -> None:
     require_same("study", older, SPECIFICATION)
     with pytest.raises(SpecificationMismatch, match="duplicates was 'replicate', now 'run'"):
         require_same("study", older, dataclasses.replace(SPECIFICATION, duplicates="run"))
+
+
+def test_a_study_from_before_there_were_types_of_blocks_goes_on() -> None:
+    assert "block" not in stored(SPECIFICATION)["model"], "older versions read it, too"
+    assert Specification.from_identity(stored(SPECIFICATION)) == SPECIFICATION
+    spelled_out = stored(SPECIFICATION)
+    spelled_out["model"]["block"] = "pre_norm"
+    require_same("study", spelled_out, SPECIFICATION)
+    other = dataclasses.replace(SPECIFICATION, model=ViTConfig(depth=4, block="post_norm"))
+    assert Specification.from_identity(stored(other)) == other
+    with pytest.raises(SpecificationMismatch, match="block was 'post_norm', now 'pre_norm'"):
+        require_same("study", stored(other), SPECIFICATION)
 
 
 def test_a_study_from_before_there_were_limits_has_none() -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: a resumed run is the uninterrupted one, and no damaged or foreign file is taken."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -155,6 +156,20 @@ class TestResume:
         assert [r.ended for r in runs] == ["diverged", "diverged"]
         assert [len(r.history) for r in runs] == [len(runs[0].history)] * 2
 
+    def test_one_from_before_there_were_types_of_blocks_goes_on(
+        self, vit: ViTConfig, train: TrainConfig, quadrants: Dataset, tmp_path: Path
+    ) -> None:
+        path, whole = tmp_path / "run", fit(vit, train, quadrants, device="cpu")
+        fit(vit, train, quadrants, checkpoint=path, on_epoch=lambda r: r.epoch == 2, device="cpu")
+        model = {"kind": "vit", **dataclasses.asdict(vit)}
+        del model["block"]
+        # This is how it was described then, and only equal descriptions are taken.
+        history, tensors = checkpoint.read(path, {"model": model}, EpochResult, CPU)
+        assert len(history) == 2
+        assert tensors.keys() == {"values", "buffers", "optimizer", "micro_batch"}
+        resumed = fit(vit, train, quadrants, checkpoint=path, device="cpu")
+        assert curve(resumed) == curve(whole)
+
 
 class TestForeign:
     """A file that is whole, but belongs to another run."""
@@ -184,6 +199,7 @@ class TestForeign:
     ) -> None:
         self.assert_refused(path, convnet, train, quadrants, "model")
         self.assert_refused(path, vit.replace(drop=0.11), train, quadrants, "model")
+        self.assert_refused(path, vit.replace(block="post_norm"), train, quadrants, "model")
 
     @pytest.mark.parametrize(
         "change", [{"lr": 1e-3}, {"seeds": (5, 3)}, {"epochs": 5}, {"precision": "bfloat16"}]

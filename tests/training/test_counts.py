@@ -25,14 +25,16 @@ VITS = [
         num_heads=heads,
         mlp_ratio=ratio,
         class_token=token,
+        block=block,
     )
-    for (size, patch), (chans, classes), (width, heads), depth, ratio, token in product(
+    for (size, patch), (chans, classes), (width, heads), depth, ratio, token, block in product(
         [(32, 4), (32, 16), (64, 64)],
         [(1, 10), (3, 2)],
         [(32, 8), (184, 2)],
         [1, 3],
         [4.0, 1.3],
         [False, True],
+        ["pre_norm", "post_norm", "single_residual", "parallel"],
     )
 ]
 CONVNETS = [
@@ -78,7 +80,7 @@ def products(built: nn.Module, images: torch.Tensor) -> Iterator[int]:
     yield from counted
 
 
-@pytest.mark.parametrize("model", [*VITS[::7], *CONVNETS[::5]], ids=shown)
+@pytest.mark.parametrize("model", [*VITS[::19], *CONVNETS[::5]], ids=shown)
 def test_multiply_adds(model: ModelConfig) -> None:
     built = models.build(model)
     image = torch.zeros(1, 1, model.in_chans, model.image_size, model.image_size)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from visweep import models
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.errors import OutOfMemory
 from visweep.training import calibrations
@@ -40,6 +44,48 @@ CALIBRATION = Calibration(
     evaluation={"passes": 0.5},
     memory={"process": 1000.0, "parameters": 4.0},
 )
+
+
+def of_a_block(counted: Callable[[ViTConfig], float], model: ViTConfig) -> float:
+    """What one more block adds."""
+    one, two = (counted(model.replace(depth=depth)) for depth in (1, 2))
+    return two - one
+
+
+def kept(model: ViTConfig) -> float:
+    """Elements that autograd keeps of one image for the backward pass."""
+    built = models.build(model)
+    own = {parameter.untyped_storage().data_ptr() for parameter in built.parameters()}
+    found: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = built(torch.zeros(1, 1, 1, model.image_size, model.image_size))
+    del out  # until then no storage takes another's place
+    return sum(found.values())
+
+
+def normed_and_added(model: ViTConfig) -> float:
+    """Elements that norms and sums write for one image."""
+    written: list[int] = []
+
+    class Listening(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, given: Any = (), named: Any = None):  # type: ignore[no-untyped-def]
+            out = op(*given, **(named or {}))
+            if op is torch.ops.aten.native_layer_norm.default:
+                written.append(out[0].numel())
+            elif op is torch.ops.aten.add.Tensor:
+                written.append(out.numel())
+            return out
+
+    with Listening(), torch.no_grad():
+        models.build(model)(torch.zeros(1, 1, 1, model.image_size, model.image_size))
+    return sum(written)
 
 
 def held(model: ModelConfig, train: TrainConfig, precision: str = "float32") -> dict[str, float]:
@@ -99,6 +145,25 @@ class TestAmounts:
             for block in ("basic", "late_relu", "preadd_relu")
         ]
         assert stored[0] == stored[1] < stored[2]
+
+    @pytest.mark.parametrize("block", ["post_norm", "single_residual", "parallel"])
+    def test_blocks_differ_in_them_as_in_what_they_compute(self, block: str) -> None:
+        model = ViTConfig(image_size=16, patch_size=4, embed_dim=32, num_heads=2)
+        train = TrainConfig(batch_size=1)
+
+        def stored(model: ViTConfig) -> float:
+            return held(model, train)["stored"] / 4
+
+        def elements(model: ViTConfig) -> float:
+            return amounts(model, 1, 1, training=True)["elements"]
+
+        def more(counted: Callable[[ViTConfig], float]) -> float:
+            return of_a_block(counted, model.replace(block=block)) - of_a_block(counted, model)
+
+        # A norm also keeps the mean and the deviation of every token.
+        assert more(kept) == pytest.approx(more(stored), abs=2 * model.num_tokens)
+        assert more(normed_and_added) == more(elements)
+        assert (more(stored), more(elements)) != (0, 0) or block == "post_norm"
 
 
 class TestEstimate:
@@ -208,12 +273,12 @@ class TestCalibrations:
         }
         assert len(paths) == 4
         path = calibrations.path_of("cpu", 1, "a")
-        assert calibrations.read(path) is None
-        calibrations.write(path, CALIBRATION)
-        assert calibrations.read(path) == CALIBRATION
+        assert calibrations.read(path, Calibration.from_json) is None
+        calibrations.write(path, CALIBRATION.to_json())
+        assert calibrations.read(path, Calibration.from_json) == CALIBRATION
         other = replace(CALIBRATION, step={"passes": 3.0})
-        calibrations.write(path, other)
-        assert calibrations.read(path) == other
+        calibrations.write(path, other.to_json())
+        assert calibrations.read(path, Calibration.from_json) == other
 
     @pytest.mark.parametrize("content", ["", "{", "[]", '{"device": "cpu"}', "null"])
     def test_a_damaged_one_is_made_anew(
@@ -222,7 +287,7 @@ class TestCalibrations:
         path = calibrations.path_of("cpu", 1, "a")
         path.parent.mkdir(parents=True)
         path.write_text(content)
-        assert calibrations.read(path) is None
+        assert calibrations.read(path, Calibration.from_json) is None
         assert "is made anew" in caplog.text
 
     def test_where_nothing_can_be_kept_a_line_says_so(
@@ -230,5 +295,5 @@ class TestCalibrations:
     ) -> None:
         (tmp_path / "cache").write_text("no folder")
         path = calibrations.path_of("cpu", 1, "a")
-        calibrations.write(path, CALIBRATION)
+        calibrations.write(path, CALIBRATION.to_json())
         assert "is not cached" in caplog.text

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from visweep import text
 from visweep.cli.prepare import Prepared
-from visweep.config import ModelConfig, TrainConfig, with_parameters
+from visweep.config import ModelConfig, TrainConfig, completed, with_parameters
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
 from visweep.errors import OutOfMemory, UsageError, VisweepError
@@ -139,7 +139,8 @@ def _lines(specification: Specification) -> Iterator[str]:
         if not isinstance(settings, Mapping):
             yield f"{part:<10} {settings}"
             continue
-        given = {n: v for n, v in settings.items() if v is not None and n not in _UNTOLD}
+        told = completed(settings).items()
+        given = {n: v for n, v in told if v is not None and n not in _UNTOLD}
         yield f"{part:<10} {text.parameters(given)}"
 
 

@@ -18,6 +18,7 @@ from visweep.config import (
     ModelConfig,
     TrainConfig,
     ViTConfig,
+    completed,
     to_json,
     with_parameters,
 )
@@ -86,7 +87,7 @@ def train_once(console: Console, wanted: Wanted) -> None:
         train = train.replace(epochs=wanted.epochs)
     model = configuration.model.replace(**dataset.model_fields)
     model, train = _changed(model, train, wanted.changes)
-    shown = {k: v for k, v in to_json(model).items() if k != "kind"}
+    shown = {k: v for k, v in completed(to_json(model)).items() if k != "kind"}
     text.print_line(
         console, f"{model.kind} on {dataset.name} ({device}): {text.parameters(shown)}"
     )

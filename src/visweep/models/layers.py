@@ -123,10 +123,14 @@ class Dropout(nn.Module):
         rates: probability of a zero, one per replica.
         place: names this layer's stream of random draws; unique within a replica's model.
         first: which of the model's replicas the first one is, where not all come here.
+        inplace: overwrite the input, which nothing else may need any more.
     """
 
-    def __init__(self, rates: Sequence[float], place: str, first: int = 0) -> None:
+    def __init__(
+        self, rates: Sequence[float], place: str, first: int = 0, *, inplace: bool = False
+    ) -> None:
         super().__init__()
+        self.inplace = inplace
         self.rates = tuple(rates)
         self.place = place
         self.first = first
@@ -141,7 +145,8 @@ class Dropout(nn.Module):
         if draws is None:
             raise ValueError(f"dropout at {self.place!r} needs draws while training")
         mine = draws.rows(self.first, self.first + len(self.rates))
-        return x * mine.dropout_mask(tuple(x.shape[1:]), self.rates, x.dtype, self.place)
+        mask = mine.dropout_mask(tuple(x.shape[1:]), self.rates, x.dtype, self.place)
+        return x.mul_(mask) if self.inplace else x * mask
 
 
 class Conv2d(Stacked):

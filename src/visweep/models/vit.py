@@ -57,15 +57,15 @@ class SelfAttention(nn.Module):
             for first, last in _runs([c.num_heads for c in configs])
         )
         self.proj = Linear(replicas, width, width)
-        self.proj_drop = Dropout([c.drop for c in configs], f"{place}.proj_drop")
+        self.proj_drop = Dropout([c.drop for c in configs], f"{place}.proj_drop", inplace=True)
 
     def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
         K, B, T, D = x.shape
         qkv = self.qkv(x.flatten(1, 2)).view(K, B, T, 3 * D)
         mixed = [heads(qkv[heads.rows], draws) for heads in self.heads]
         all_ = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
-        out: Tensor = self.proj_drop(self.proj(all_.reshape(K, B * T, D)).view(x.shape), draws)
-        return out
+        out: Tensor = self.proj_drop(self.proj(all_.reshape(K, B * T, D)), draws)
+        return out.view(x.shape)
 
 
 class MLP(nn.Module):
@@ -77,9 +77,9 @@ class MLP(nn.Module):
         hidden = int(width * configs[0].mlp_ratio)
         rates = [c.drop for c in configs]
         self.fc1 = Linear(replicas, width, hidden)
-        self.drop1 = Dropout(rates, f"{place}.drop1")
+        self.drop1 = Dropout(rates, f"{place}.drop1", inplace=True)
         self.fc2 = Linear(replicas, hidden, width)
-        self.drop2 = Dropout(rates, f"{place}.drop2")
+        self.drop2 = Dropout(rates, f"{place}.drop2", inplace=True)
 
     def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
         hidden = self.drop1(nn.functional.gelu(self.fc1(x.flatten(1, 2))), draws)
@@ -88,19 +88,30 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+    """Attention and an MLP with residual steps; `ViTConfig.block` gives the equations."""
 
     def __init__(self, configs: Sequence[ViTConfig], place: str) -> None:
         super().__init__()
         replicas, width = len(configs), configs[0].embed_dim
+        self.block = configs[0].block
         self.norm1 = LayerNorm(replicas, width)
         self.attn = SelfAttention(configs, f"{place}.attn")
-        self.norm2 = LayerNorm(replicas, width)
+        self.norm2 = None if self.block == "parallel" else LayerNorm(replicas, width)
         self.mlp = MLP(configs, f"{place}.mlp")
 
     def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
-        x = x + self.attn(self.norm1(x), draws)
-        out: Tensor = x + self.mlp(self.norm2(x), draws)
+        out: Tensor
+        if self.norm2 is None:
+            normal = self.norm1(x)
+            out = x + self.attn(normal, draws) + self.mlp(normal, draws)
+        elif self.block == "post_norm":
+            x = self.norm1(x + self.attn(x, draws))
+            out = self.norm2(x + self.mlp(x, draws))
+        elif self.block == "single_residual":
+            out = x + self.mlp(self.norm2(self.attn(self.norm1(x), draws)), draws)
+        else:
+            x = x + self.attn(self.norm1(x), draws)
+            out = x + self.mlp(self.norm2(x), draws)
         return out
 
 
@@ -137,7 +148,11 @@ class Embedding(Stacked):
 
 
 class ViT(nn.Module):
-    """Patches, pre-norm transformer blocks, a final norm and a linear head.
+    """Patches, transformer blocks, a final norm and a linear head.
+
+    The final norm is there whichever the blocks are, as in `torch.nn.Transformer` and in timm, so
+    that models of different blocks differ in nothing else. The first Transformer, whose blocks
+    were `post_norm`, had none: its last block ends with a norm already.
 
     `forward` takes normalised images (K, B, C, image_size, image_size) and returns logits
     (K, B, num_classes). While training, dropout needs the step's `draws`.

@@ -20,7 +20,7 @@ from optuna.distributions import (
     json_to_distribution,
 )
 
-from visweep.config import DataConfig, ModelConfig, TrainConfig, from_json, to_json
+from visweep.config import DataConfig, ModelConfig, TrainConfig, completed, from_json, to_json
 from visweep.errors import SpecificationMismatch
 from visweep.storage.limits import NO_LIMITS, Limits, option
 
@@ -173,7 +173,8 @@ def _shown(name: str) -> str:
 
 def _completed(identity: Mapping[str, Any]) -> Mapping[str, Any]:
     """An identity with what those of older versions do not say."""
-    return {"duplicates": DEFAULT_DUPLICATES, **identity}
+    model = completed(identity["model"])
+    return {"duplicates": DEFAULT_DUPLICATES, **identity, "model": model}
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

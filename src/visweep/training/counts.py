@@ -65,13 +65,18 @@ def hidden_width(config: ViTConfig) -> int:
     return int(config.embed_dim * config.mlp_ratio)
 
 
+def norms(config: ViTConfig) -> int:
+    """Layer norms of a block."""
+    return 1 if config.block == "parallel" else 2
+
+
 def num_params(config: ModelConfig) -> int:
     """Parameters of one replica."""
     if isinstance(config, ConvNetConfig):
         layers = list(convolutions(config))
-        norms = sum(2 * layer.channels for layer in layers if layer.normed)
+        normed = sum(2 * layer.channels for layer in layers if layer.normed)
         head = (config.widths[-1] + 1) * config.num_classes
-        return sum(layer.weights for layer in layers) + norms + head
+        return sum(layer.weights for layer in layers) + normed + head
     width, hidden = config.embed_dim, hidden_width(config)
     patches = (config.in_chans * config.patch_size**2 + 1) * width
     places = (config.num_tokens + int(config.class_token)) * width
@@ -79,7 +84,8 @@ def num_params(config: ModelConfig) -> int:
     mlp = (width + 1) * hidden + (hidden + 1) * width
     norm = 2 * width
     head = (width + 1) * config.num_classes
-    return patches + places + config.depth * (attention + mlp + 2 * norm) + norm + head
+    block = attention + mlp + norms(config) * norm
+    return patches + places + config.depth * block + norm + head
 
 
 def multiply_adds(config: ModelConfig) -> int:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
-from visweep.training.counts import convolutions, hidden_width, multiply_adds, num_params
+from visweep.training.counts import convolutions, hidden_width, multiply_adds, norms, num_params
 
 EVALUATED = {"cpu": 128, "cuda": 512}
 """Images per forward pass of an evaluation, by type of device: a GPU wants many; on the CPU they
@@ -146,12 +146,16 @@ def _vit(model: ViTConfig, stacked: int, training: bool) -> dict[str, float]:
     attention = 2 * rows * tokens * width * depth
     scores = stacked * model.num_heads * tokens**2 * depth
     dropped = rows * (width + depth * (2 * width + hidden)) if model.drop else 0
+    # Of each block: query, key, value, what attention gave and its projection, the MLP's output,
+    # and what each norm and each residual sum gave.
+    residuals = 1 if model.block == "single_residual" else 2
+    block = (6 + norms(model) + residuals) * width + 2 * hidden
     return {
         "blocks": depth,
         "multiply-adds": stacked * multiply_adds(model) - attention,
         "attention": attention,
         "matrices": stacked * model.num_heads * depth,
-        "elements": rows * (3 * width + depth * (10 * width + 2 * hidden)),
+        "elements": rows * (3 * width + depth * block),
         "scores": scores,
         "masks": (dropped + (scores if model.attn_drop else 0)) if training else 0,
     }
@@ -231,8 +235,8 @@ class _Stored:
 def _stored_by_vit(model: ViTConfig) -> _Stored:
     width, tokens, hidden = model.embed_dim, model.num_tokens, hidden_width(model)
     scores = model.num_heads * tokens**2
-    # Of each block: both norms' inputs and outputs, query, key, value, and what attention gave.
-    block = tokens * (8 * width + 2 * hidden) + scores
+    # Of each block: the norms' inputs and outputs, query, key, value, and what attention gave.
+    block = tokens * ((4 + 2 * norms(model)) * width + 2 * hidden) + scores
     dropped = tokens * (2 * width + hidden) if model.drop else 0
     dropped += 2 * scores if model.attn_drop else 0
     outside = 3 * tokens * width

@@ -16,6 +16,7 @@ from visweep.analysis.document import Block, Folded, Section, Table, note
 from visweep.analysis.overview import Overview, mapping
 from visweep.analysis.sections.cells import MISSING
 from visweep.analysis.sections.settings import plain, settings_tables
+from visweep.config import completed
 
 
 def specification_section(overview: Overview) -> Section:
@@ -85,7 +86,7 @@ def _settings(identity: Mapping[str, Any]) -> dict[str, Any]:
             return part
         return {
             name: f"{plain(value)} (baseline; searched)" if name in searched else value
-            for name, value in part.items()
+            for name, value in completed(part).items()
         }
 
     return {name: marked(part) for name, part in identity.items() if name != "space"}
