@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import tempfile
 import time
@@ -27,8 +28,13 @@ from visweep.cli.sweep import SweepOptions
 from visweep.config import ConvNetConfig, DataConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data import load
 from visweep.data.dataset import Dataset, Split
+from visweep.data.resident import to_device
 from visweep.training.counts import multiply_adds
+from visweep.training.device import resolve_device
 from visweep.training.fit import fit
+from visweep.training.passes import Member
+from visweep.training.rounds import Rounds
+from visweep.training.run import Run
 
 DROP = {"drop": 0.1, "attn_drop": 0.1}
 MODELS: dict[str, ModelConfig] = {
@@ -124,6 +130,20 @@ class Case:
         arguments = (self.model, train, few, bench.device, bench.threads, bench.seconds)
         return sum(together(bench.workers, _our_rate, *arguments))
 
+    def processes(self, count: int) -> float:
+        """Images per second of so many processes, each with a run of its own."""
+        return sum(together(count, _our_rate, *self._alone(count)))
+
+    def lanes(self, count: int) -> float:
+        """Images per second of so many lanes of one process, each with a run of its own."""
+        return float(together(1, _lanes_rate, *self._alone(1), count)[0])
+
+    def _alone(self, processes: int) -> tuple[Any, ...]:
+        bench = self.bench
+        few = _first(_dataset(bench.data_dir), *self.sizes)
+        threads = max(1, bench.workers * bench.threads // processes)
+        return self.model, self.train, few, bench.device, threads, bench.seconds
+
     def peak(self) -> float:
         """Operations per second of bf16 matrix products."""
         bench = self.bench
@@ -155,6 +175,34 @@ def _our_rate(
     pace = Pace(seconds)
     fit(model, train, data, on_epoch=pace, device=device)
     return pace.images_per_second
+
+
+def _lanes_rate(
+    model: ModelConfig,
+    train: TrainConfig,
+    data: Dataset,
+    device: str,
+    threads: int,
+    seconds: float,
+    lanes: int,
+) -> float:
+    torch.set_num_threads(threads)
+    resident = to_device(data, resolve_device(device), train.translate)
+    rounds = Rounds(resident, at_once=True)
+    for lane in range(lanes):
+        # By ever so little different, so that they share no pass.
+        own = train.replace(label_smoothing=train.label_smoothing + lane * 1e-9)
+        rounds.join(Run(Member(model, own), resident))
+    images, began = 0, 0.0
+    for number in itertools.count():
+        if number == 2:  # what is captured is so by then
+            images, began = 0, time.perf_counter()
+        elif number > 2 and time.perf_counter() - began >= seconds:
+            break
+        for turn in rounds.round():
+            turn.take()
+            images += turn.run.history[-1].images
+    return images / (time.perf_counter() - began)
 
 
 def _matmul_rate(device: str, threads: int, seconds: float = 1.0) -> float:

@@ -3,6 +3,7 @@
     python benchmarks/throughput.py configs                   images/s of each configuration
     python benchmarks/throughput.py sweep --trials 16         trials per hour of a search
     python benchmarks/throughput.py seeds --replicas 4        what K seeds in one pass cost
+    python benchmarks/throughput.py lanes --device cuda       what several runs at once give
     python benchmarks/throughput.py accuracy --runs 12        whether both learn equally well
 
 All read Fashion-MNIST from --data-dir. Both sides see the same images, and train as sweeps do
@@ -80,6 +81,23 @@ def seeds(bench: Bench, options: argparse.Namespace) -> None:
         rows.append((name, *rates, _spread(costs, ".2f")))
     headings = ("configuration", "images/s, 1 seed", f"images/s, {count} seeds", "cost, in runs")
     print_table(headings, rows)
+
+
+def lanes(bench: Bench, options: argparse.Namespace) -> None:
+    """Runs at once, each in a pass of its own: as lanes of one process, and as processes."""
+    rows = []
+    for name in options.models or list(MODELS)[1:2]:
+        case = Case(bench, MODELS[name])
+        sides: dict[str, Callable[[], float]] = {}
+        for count in options.counts:
+            sides[f"{count} in one process"] = partial(case.lanes, count)
+            sides[f"{count} processes"] = partial(case.processes, count)
+        found = bench.in_turns(sides)
+        base = next(iter(found.values()))
+        for side, rates in found.items():
+            ratios = [rate / b for rate, b in zip(rates, base, strict=True)]
+            rows.append((name, side, _spread(rates, ",.0f"), _spread(ratios, ".2f")))
+    print_table(("configuration", "runs at once", "images/s of all", "ratio"), rows)
 
 
 def sweep(bench: Bench, options: argparse.Namespace) -> None:
@@ -160,6 +178,7 @@ _MODES: dict[str, Callable[[Bench, argparse.Namespace], None]] = {
     "configs": configs,
     "sweep": sweep,
     "seeds": seeds,
+    "lanes": lanes,
     "accuracy": accuracy,
 }
 
@@ -202,6 +221,8 @@ def _parser() -> argparse.ArgumentParser:
             own.add_argument("--models", nargs="+", choices=list(MODELS))
         if name == "seeds":
             own.add_argument("--replicas", type=int, default=4)
+        if name == "lanes":
+            own.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8])
         if name == "accuracy":
             own.add_argument("--runs", type=int, default=12, help="seeds of each side")
         if name in ("sweep", "accuracy"):

@@ -38,6 +38,10 @@ class OutOfMemory(VisweepError):
     """A model does not fit in memory, however its batches are divided."""
 
 
+class Crowded(VisweepError):
+    """A model does not fit in memory beside the others that are trained there."""
+
+
 def unknown_name(option: str, value: str, accepted: Iterable[str]) -> UsageError:
     """The error for a misspelt name, with the nearest accepted one suggested."""
     names = sorted(accepted)

@@ -41,13 +41,13 @@ def packed(sweep: Callable[..., Any], images: ResidentData) -> Callable[..., Any
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, Any]]]:
     """What each epoch of each pass trained: the models of its members."""
     seen: list[list[dict[str, Any]]] = []
-    epoch = Pass.epoch
+    pieces = Pass.pieces
 
     def watched(self: Pass, numbers: Any) -> Any:
         seen.append([vars(member.model) for member in self.members])
-        return epoch(self, numbers)
+        return pieces(self, numbers)
 
-    monkeypatch.setattr(Pass, "epoch", watched)
+    monkeypatch.setattr(Pass, "pieces", watched)
     return seen
 
 
@@ -174,6 +174,31 @@ def test_what_does_not_fit_in_memory_ends_that_trial_only(
         full = trial.params["depth"] == 2
         assert trial.state == (TrialState.PRUNED if full else TrialState.COMPLETE)
         assert (trial.user_attrs["ended"] == "out of memory") == full
+
+
+def test_what_does_not_fit_beside_the_others_makes_room(
+    packed: Any, images: ResidentData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = Pass._loss
+
+    def crowded(self: Pass, *arguments: Any) -> Any:
+        if len(self.members) > 1:
+            raise MemoryError
+        return loss(self, *arguments)
+
+    monkeypatch.setattr(Pass, "_loss", crowded)
+    made = packed(9, train={"precision": "float64"})
+    made.worker._engine.rounds._at_once = True
+    made.run()
+    assert made.states == ["COMPLETE"] * 9
+    assert made.worker.made_room
+    notes = [note for note in made.heard.notes if "is put back" in note]
+    assert 1 <= len(notes) <= 3
+    assert "one trial less is trained at a time: beside others, " in notes[0]
+    for trial in made.trials:
+        alone = fit(*trained_as(made.opened.specification, trial), images)
+        found = {epoch.epoch: epoch.mean_val_accuracy for epoch in alone.history}
+        assert trial.intermediate_values == found
 
 
 def test_a_defect_ends_the_sweep_and_says_so(packed: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from visweep.data.resident import to_device
 from visweep.draws import Draws
 from visweep.models.layers import initialise
 from visweep.training.estimate import EVALUATED, Calibration, Images, seconds_per_epoch
-from visweep.training.evaluate import evaluate, predict
+from visweep.training.evaluate import predict, tally
 
 CPU = torch.device("cpu")
 
@@ -52,7 +52,7 @@ def plain_logits(model: nn.Module, data: Dataset, split: Split) -> Tensor:
 def test_loss_and_accuracy_are_torchs_over_all_images(model: ModelConfig, data: Dataset) -> None:
     stacked = drawn(model.replace(in_chans=2, drop=0.5), (0, 1))
     resident = to_device(data, CPU)
-    found = evaluate(stacked, resident, resident.val, 2, torch.float64)
+    found = tally(stacked, resident, resident.val, 2, torch.float64).read()
     assert stacked.training
     logits, labels = plain_logits(stacked, data, data.val), torch.from_numpy(data.val.labels)
     assert found.accuracy[0] != found.accuracy[1]
@@ -69,7 +69,7 @@ def test_its_batches_are_those_of_the_estimate(
     model, resident = drawn(vit.replace(in_chans=2), (0,)), to_device(data, CPU)
     sizes: list[int] = []
     model.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[1]))
-    evaluate(model, resident, resident.val, 1, torch.float64)
+    tally(model, resident, resident.val, 1, torch.float64)
     assert sizes == [100, 100, 16]
     one_a_pass = Calibration(
         device="cpu", precision="float64", step={}, evaluation={"passes": 1.0}, memory={}
@@ -81,7 +81,7 @@ def test_its_batches_are_those_of_the_estimate(
 def test_changes_nothing_in_the_model(model: ModelConfig, data: Dataset) -> None:
     stacked, resident = drawn(model.replace(in_chans=2), (0,)), to_device(data, CPU)
     before = {name: value.clone() for name, value in stacked.state_dict().items()}
-    evaluate(stacked, resident, resident.val, 1, torch.float64)
+    tally(stacked, resident, resident.val, 1, torch.float64)
     for name, value in stacked.state_dict().items():
         assert torch.equal(value, before[name])
 

@@ -18,8 +18,9 @@ from visweep.config import ConvNetConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
 from visweep.draws import Draws
-from visweep.errors import OutOfMemory
+from visweep.errors import Crowded, OutOfMemory
 from visweep.training.fit import fit
+from visweep.training.lanes import Pieces
 from visweep.training.passes import Member, Pass
 from visweep.training.results import EpochResult, FitResult
 from visweep.training.rounds import Rounds
@@ -273,18 +274,18 @@ class TestFailures:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         sizes: list[int] = []
-        epoch = Pass.epoch
+        pieces = Pass.pieces
 
-        def small(self: Pass, numbers: Sequence[int]) -> list[EpochResult]:
+        def small(self: Pass, numbers: Sequence[int]) -> Pieces[list[EpochResult]]:
             sizes.append(len(self.members))
-            results = epoch(self, numbers)
+            results = yield from pieces(self, numbers)
             # In the midst of it, when all have moved on.
             if len(self.members) > 2 and max(numbers) == 2:
                 raise OutOfMemory("full")
             return results
 
-        monkeypatch.setattr(Pass, "epoch", small)
-        results = self.trained(Rounds(data), kept())
+        monkeypatch.setattr(Pass, "pieces", small)
+        results = trained(Rounds(data), kept())
         assert sizes[:6] == [5, 5, 2, 2, 1, 2]
         monkeypatch.undo()
         for member, result in zip(ragged, results, strict=True):
@@ -307,9 +308,9 @@ class TestFailures:
         monkeypatch.setattr(Pass, "_loss", faulty)
         runs, rounds = kept(), Rounds(data)
         with pytest.raises(ArithmeticError, match="a defect"):
-            self.trained(rounds, runs)
+            trained(rounds, runs)
         rounds.drop(runs[4])
-        results = self.trained(rounds, runs[:4], joined=True)
+        results = trained(rounds, runs[:4], joined=True)
         monkeypatch.undo()
         for member, result in zip(ragged, results, strict=False):
             assert_alike(result, fit(member.model, member.train, data))
@@ -323,27 +324,144 @@ class TestFailures:
         for turn in rounds.round():
             turn.take()
 
-        def full(self: Pass, numbers: Sequence[int]) -> list[EpochResult]:
-            raise OutOfMemory("full")
+        def full(self: Pass, indices: torch.Tensor, draws: Draws) -> torch.Tensor:
+            raise MemoryError
 
-        monkeypatch.setattr(Pass, "epoch", full)
+        monkeypatch.setattr(Pass, "_loss", full)
         turns = list(rounds.round())
         assert len(turns) == 5
         for turn in turns:
             with pytest.raises(OutOfMemory):
                 turn.take()
 
-    @staticmethod
-    def trained(rounds: Rounds, runs: Sequence[Run], joined: bool = False) -> list[FitResult]:
-        for run in [] if joined else runs:
+
+class TestAtOnce:
+    """Passes that are under way at the same time, as on a GPU."""
+
+    def test_do_their_steps_in_turns_and_change_no_result(
+        self,
+        ragged: list[Member],
+        wide: list[Member],
+        data: ResidentData,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        members = [ragged[0], wide[0], ragged[3]]
+        stepped: list[int] = []
+        step = Pass.step
+
+        def noted(self: Pass, steps: Sequence[int], indices: torch.Tensor) -> torch.Tensor:
+            stepped.append(len(self.members))
+            return step(self, steps, indices)
+
+        monkeypatch.setattr(Pass, "step", noted)
+        rounds = Rounds(data, at_once=True)
+        results = trained(rounds, [Run(member, data) for member in members])
+        # The two of one bucket share a pass, which takes turns with that of the third.
+        assert stepped[:6] == [2, 1, 2, 1, 2, 1]
+        monkeypatch.undo()
+        for member, result in zip(members, results, strict=True):
+            assert_alike(result, fit(member.model, member.train, data))
+
+    @pytest.fixture
+    def runs(
+        self, ragged: list[Member], wide: list[Member], data: ResidentData, tmp_path: Path
+    ) -> list[Run]:
+        """Three in one pass, and one in another."""
+        members = [*ragged[:3], wide[0]]
+        return [Run(m, data, None, tmp_path / str(i)) for i, m in enumerate(members)]
+
+    def test_half_of_a_pass_makes_room_and_goes_on_later(
+        self, runs: list[Run], data: ResidentData, room: Callable[[int], None]
+    ) -> None:
+        rounds = Rounds(data, at_once=True)
+        for run in runs:
             rounds.join(run)
-        results: dict[Run, FitResult] = {}
-        while len(results) < len(runs):
-            for turn in rounds.round():
+        take_all(rounds)
+        room(2)
+        turns = list(rounds.round())
+        crowded = [turn.run for turn in turns if isinstance(turn.outcome, Crowded)]
+        assert crowded == runs[1:3]
+        for turn in turns:
+            if turn.run in crowded:
+                with pytest.raises(Crowded, match=r"beside others, .*not fit in memory"):
+                    turn.take()
+                rounds.drop(turn.run)
+            else:
                 turn.take()
-                if turn.run.over:
-                    results[turn.run] = rounds.leave(turn.run)
-        return [results[run] for run in runs]
+        # That of the other pass has its epoch; the first of this one is a round behind.
+        assert [len(run.history) for run in runs] == [1, 1, 1, 2]
+        rest = trained(rounds, [runs[0], runs[3]], joined=True)
+        later = trained(Rounds(data, at_once=True), [again(run, data) for run in crowded])
+        for run, result in zip([runs[0], runs[3], *crowded], [*rest, *later], strict=True):
+            assert_alike(result, fit(run.member.model, run.member.train, data))
+
+    def test_the_last_one_is_tried_alone_before_it_is_given_up(
+        self, runs: list[Run], data: ResidentData, room: Callable[[int], None]
+    ) -> None:
+        rounds = Rounds(data, at_once=True)
+        alone = [runs[0], runs[3]]
+        for run in alone:
+            rounds.join(run)
+        room(0)
+        (turn,) = rounds.round()
+        assert isinstance(turn.outcome, Crowded)
+        rounds.drop(turn.run)
+        (turn,) = rounds.round()
+        assert isinstance(turn.outcome, OutOfMemory)
+        assert turn.run is runs[3]
+
+    def test_beside_other_processes_even_the_last_one_makes_room(
+        self, ragged: list[Member], data: ResidentData, tmp_path: Path, room: Callable[[int], None]
+    ) -> None:
+        room(0)
+        member = ragged[0]
+        with pytest.raises(Crowded):
+            fit(
+                member.model,
+                member.train,
+                data,
+                checkpoint=tmp_path / "run",
+                others_beside=True,
+            )
+        with pytest.raises(OutOfMemory):
+            fit(member.model, member.train, data, checkpoint=tmp_path / "run")
+
+    @pytest.fixture
+    def room(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+        """Makes passes over more runs than so many fail, however they are divided."""
+        loss = Pass._loss
+
+        def make(most: int) -> None:
+            def full(self: Pass, *arguments: Any) -> torch.Tensor:
+                if len(self.members) > most:
+                    raise MemoryError
+                return loss(self, *arguments)
+
+            monkeypatch.setattr(Pass, "_loss", full)
+
+        return make
+
+
+def take_all(rounds: Rounds) -> None:
+    for turn in rounds.round():
+        turn.take()
+
+
+def again(run: Run, data: ResidentData) -> Run:
+    """The same run from its checkpoint, as by another worker."""
+    return Run(run.member, data, None, run._checkpoint)
+
+
+def trained(rounds: Rounds, runs: Sequence[Run], joined: bool = False) -> list[FitResult]:
+    for run in [] if joined else runs:
+        rounds.join(run)
+    results: dict[Run, FitResult] = {}
+    while len(results) < len(runs):
+        for turn in rounds.round():
+            turn.take()
+            if turn.run.over:
+                results[turn.run] = rounds.leave(turn.run)
+    return [results[run] for run in runs]
 
 
 @pytest.mark.parametrize(

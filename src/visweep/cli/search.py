@@ -19,6 +19,7 @@ from visweep.data.shared import SharedData, shared
 from visweep.errors import DataError
 from visweep.search.crew import Crew, Job
 from visweep.search.expectation import Expectation, expectation
+from visweep.search.gpu_workers import workers_on
 from visweep.search.interrupt import Interrupt
 from visweep.search.live import view_for
 from visweep.search.making import TrainerMaker
@@ -191,7 +192,7 @@ def _workers(
     opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt
 ) -> Iterator[Worker | PackedWorker | Crew]:
     """One worker in this process, or a crew of processes that share the images."""
-    wanted = means.workers or default_workers(means.device)
+    wanted = means.workers or _suitable(opened, means, view)
     maker = TrainerMaker(
         images=means.dataset,
         margin=opened.specification.train.translate,
@@ -210,9 +211,16 @@ def _workers(
             data_dir=means.data_dir,
             artifacts=means.artifacts,
             pack=means.pack,
+            others_beside=means.device != "cpu",
             make_trainer=replace(maker, images=images),
         )
         yield Crew(opened, job, count, view, interrupt)
+
+
+def _suitable(opened: OpenStudy, means: Means, view: Watcher) -> int:
+    if means.device == "cpu" or opened.slots.unfinished() <= means.pack:
+        return default_workers(means.device)
+    return workers_on(opened.specification, means.device, view.note)
 
 
 def _shared_images(

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -52,6 +52,7 @@ class Job:
         data_dir: folder of its images on this machine.
         artifacts: where this machine finds its artifacts; None for where the study says.
         pack: how many trials each worker trains at the same time.
+        others_beside: whether they share the memory of one device; see `Trainer.others_beside`.
         make_trainer: called in each worker's process; see `visweep.search.making`.
     """
 
@@ -61,6 +62,7 @@ class Job:
     artifacts: str | None
     make_trainer: Callable[[], Trainer]
     pack: int = 1
+    others_beside: bool = False
 
 
 @dataclass
@@ -72,6 +74,7 @@ class _Member:
     trials: set[int] = field(default_factory=set)
     error: VisweepError | None = None
     kills: int = 0
+    made_room: bool = False
 
 
 @dataclass
@@ -137,6 +140,8 @@ class Crew:
             name, message = content
             member.error = _ERRORS.get(name, VisweepError)(message)
             self.watcher.note(f"worker {member.process.pid} gave up: {message}")
+        elif kind == "made_room":
+            member.made_room = True
         else:
             _note_trial(member, kind, content)
             if kind in ("advanced", "ended"):
@@ -146,7 +151,7 @@ class Crew:
     def _bury(self, member: _Member) -> None:
         """Say how a worker ended, and start another in place of one that was killed."""
         code = member.process.exitcode or 0
-        another = self._another(member) if code < 0 else None
+        another = self._another(member) if code < 0 or member.made_room else None
         if code:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
             held = f" while it trained {_listed(member.trials)}" if member.trials else ""
@@ -162,10 +167,14 @@ class Crew:
         hopeless = any(isinstance(m.error, SweepFailed) for m in self._members)
         if hopeless or self.interrupt.reason or member.kills + 1 >= MOST_KILLS:
             return None
+        alone = all(m.pipe.closed for m in self._members)
+        if member.made_room and not alone:
+            return None
         if not self.opened.slots.unfinished():
             return None
         try:
-            another = _start(context_with_torch(), self.job)
+            job = replace(self.job, others_beside=self.job.others_beside and not member.made_room)
+            another = _start(context_with_torch(), job)
         except (SweepFailed, OSError) as e:
             self.watcher.note(f"no worker can be started: {e}")
             return None
@@ -289,7 +298,12 @@ def _work(job: Job, teller: _Teller) -> None:
         try:
             # The crew's own process has tried the place of the artifacts out.
             opened = join_study(storage, job.study, job.data_dir, job.artifacts, answered=True)
-            make_worker(opened, job.make_trainer(), teller, interrupt, job.pack).run()
+            trainer = job.make_trainer()
+            trainer.others_beside = job.others_beside
+            worker = make_worker(opened, trainer, teller, interrupt, job.pack)
+            worker.run()
+            if worker.made_room:
+                teller.tell("made_room")
         finally:
             storage.close()
 

@@ -207,6 +207,12 @@ class PackedWorker:
         self._interrupt = interrupt
         self._bucket = Bucket(opened, places)
         self._places = [Place[Any](number) for number in range(places)]
+        self._workers = [self._worker(place) for place in self._places]
+
+    @property
+    def made_room(self) -> bool:
+        """Whether a place has ended since its trial did not fit in memory beside others."""
+        return any(worker.made_room for worker in self._workers)
 
     def run(self) -> None:
         """Work until every slot is finished, or the interrupt has a reason.
@@ -214,8 +220,8 @@ class PackedWorker:
         Raises:
             SweepFailed, StorageError: see `Worker.run`.
         """
-        for place in self._places:
-            place.start(self._worker(place).run)
+        for place, worker in zip(self._places, self._workers, strict=True):
+            place.start(worker.run)
         try:
             while waiting := [place for place in self._places if not place.ended]:
                 self._go_round(waiting)

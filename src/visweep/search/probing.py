@@ -35,7 +35,7 @@ def known_calibration(
     specification: Specification, device: str, threads: int
 ) -> Calibration | None:
     """That of this machine for a search, if it was made before; nothing is trained."""
-    return calibrations.read(_path(specification, device, threads))
+    return calibrations.read(_path(specification, device, threads), Calibration.from_json)
 
 
 def calibration(specification: Specification, device: str, threads: int) -> Calibration:
@@ -46,10 +46,10 @@ def calibration(specification: Specification, device: str, threads: int) -> Cali
         VisweepError: the process that made it was ended.
     """
     path = _path(specification, device, threads)
-    found = calibrations.read(path)
+    found = calibrations.read(path, Calibration.from_json)
     if found is None:
         found = _made(design(specification), device, threads)
-        calibrations.write(path, found)
+        calibrations.write(path, found.to_json())
     return found
 
 

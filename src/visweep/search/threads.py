@@ -16,7 +16,8 @@ _MOST_WORKERS = 8
 
 
 def default_workers(device: str) -> int:
-    """One per core on the CPU: two of one thread are faster than one of two (RESULTS.md)."""
+    """One per core on the CPU: two of one thread are faster than one of two (RESULTS.md). On a GPU
+    one; how many more are worth it is tried, see `visweep.search.gpu_workers`."""
     return min(cores(), _MOST_WORKERS) if device == "cpu" else 1
 
 

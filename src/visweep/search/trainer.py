@@ -38,13 +38,20 @@ class SharedTrainer(Trainer):
         return torch.get_num_threads()
 
     def engine(self) -> PassEngine:
-        return PassEngine(self._data)
+        return PassEngine(self._data, others_beside=self.others_beside)
 
     def fit(
         self, model: ModelConfig, train: TrainConfig, *, on_epoch: OnEpoch, checkpoint: Path
     ) -> FitResult:
         try:
-            return fit(model, train, self._data, on_epoch=on_epoch, checkpoint=checkpoint)
+            return fit(
+                model,
+                train,
+                self._data,
+                on_epoch=on_epoch,
+                checkpoint=checkpoint,
+                others_beside=self.others_beside,
+            )
         finally:
             # The next model may be smaller, and other workers share this machine's memory.
             give_back()
@@ -55,11 +62,12 @@ class PassEngine(Engine[Turn]):
 
     Args:
         data: the images, on the training device.
+        others_beside: whether other processes train on it, and could make room.
     """
 
-    def __init__(self, data: ResidentData) -> None:
+    def __init__(self, data: ResidentData, *, others_beside: bool = False) -> None:
         self.data = data
-        self.rounds = Rounds(data)
+        self.rounds = Rounds(data, others_beside=others_beside)
         self._place_of: dict[Run, Place[Turn]] = {}
 
     def trainer(self, place: Place[Turn]) -> Trainer:

@@ -19,7 +19,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
 from visweep.config import ModelConfig, TrainConfig
-from visweep.errors import CheckpointError, OutOfMemory, StorageError, VisweepError
+from visweep.errors import CheckpointError, Crowded, OutOfMemory, StorageError, VisweepError
 from visweep.search.duplicates import propose_next, trained_as
 from visweep.search.heartbeat import Heartbeat
 from visweep.search.interrupt import Interrupt
@@ -59,6 +59,10 @@ class Trainer(ABC):
     @abstractmethod
     def device(self) -> str:
         """The device that it trains on."""
+
+    others_beside = False
+    """Whether other workers of a crew train on the same device, and could make room there: then
+    what does not fit beside them is `Crowded`."""
 
     @property
     @abstractmethod
@@ -118,6 +122,9 @@ class Worker:
         watcher: hears of every step.
         interrupt: asks to stop.
         company: whom it shares its process with.
+
+    Attributes:
+        made_room: it has ended since a trial did not fit in memory beside the others'.
     """
 
     def __init__(
@@ -133,6 +140,7 @@ class Worker:
         self.watcher = watcher
         self.interrupt = interrupt
         self.company = company or Company()
+        self.made_room = False
         spec = opened.specification
         self.pruner = make_pruner(spec.pruner, spec.seed, spec.train.epochs)
         self.provenance = provenance(
@@ -158,7 +166,7 @@ class Worker:
     def _run(self) -> None:
         if self.company.first:
             self.watcher.opened(self.opened.name, self.opened.progress())
-        while not self._should_stop():
+        while not self.made_room and not self._should_stop():
             self.opened.make_room()
             lease = self.opened.slots.take()
             if lease is not None:
@@ -246,6 +254,9 @@ class _TrialRun:
             raise
         except OutOfMemory as e:
             self._give_up(e)
+            return
+        except Crowded as e:
+            self._make_room(e)
             return
         except Exception as e:
             self._fail(e)
@@ -375,6 +386,16 @@ class _TrialRun:
         self.curve = {**self.frozen().intermediate_values, **self.curve}
         attributes = {"out_of_memory": str(error), "epochs": len(self.curve)}
         self._tell(TrialState.PRUNED, self._last_value(), OUT_OF_MEMORY, attributes)
+
+    def _make_room(self, error: Crowded) -> None:
+        """Leave the trial as it is, to whoever has room for it."""
+        self.heartbeat.check()
+        self.worker.made_room = True
+        self.worker.watcher.note(
+            f"trial {self.lease.number} is put back, and one trial less is trained at a time: "
+            f"{error}"
+        )
+        self.worker.watcher.left(self.lease.number)
 
     def _last_value(self) -> float | None:
         """What a pruned trial came to, as `study.tell` has it."""

@@ -1,4 +1,4 @@
-"""Calibrations, each in a file in the user's cache folder, so that a machine is probed once."""
+"""What was found out about a machine, in files in the user's cache folder: it is probed once."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ import importlib.metadata
 import json
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from visweep.folders import cache_dir
 from visweep.sealed import write_atomically
-from visweep.training.estimate import Calibration
+
+_T = TypeVar("_T")
 
 _VERSION = 2
-"""Of what a calibration holds, and of how it is measured: one of another version is made anew."""
+"""Of what the files hold, and of how it is measured: those of another version are made anew."""
 _CPUINFO = Path("/proc/cpuinfo")
 
 _log = logging.getLogger(__name__)
 
 
 def path_of(device: str, threads: int, probed: object) -> Path:
-    """Where the calibration of a machine's device lies, once it has been made.
+    """Where lies what was found out about a machine's device, once that has been done.
 
     Args:
         device: `cpu`, `cuda` or `cuda:N`.
         threads: of the processor, that train.
-        probed: what it is made of, in its `repr`.
+        probed: what was tried, in its `repr`.
     """
     versions = [importlib.metadata.version(name) for name in ("visweep", "torch")]
     key = (_VERSION, *versions, _hardware(device), threads, probed)
@@ -36,22 +37,26 @@ def path_of(device: str, threads: int, probed: object) -> Path:
     return cache_dir() / "calibrations" / f"{digest[:16]}.json"
 
 
-def read(path: Path) -> Calibration | None:
-    """None where there is none that can be read; one line in the log says so if one is damaged."""
+def read(path: Path, kind: Callable[[Mapping[str, Any]], _T]) -> _T | None:
+    """None where there is none that can be read; one line in the log says so if one is damaged.
+
+    Args:
+        path: see `path_of`.
+        kind: makes it from what `write` was given.
+    """
     try:
-        values: Mapping[str, Any] = json.loads(path.read_text())
-        return Calibration.from_json(values)
+        return kind(json.loads(path.read_text()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as e:
+    except (OSError, ValueError, TypeError, KeyError) as e:
         _log.warning("%s is made anew: %s", path, e)
         return None
 
 
-def write(path: Path, calibration: Calibration) -> None:
+def write(path: Path, found: Mapping[str, Any]) -> None:
     """Keep it for later; where that cannot be, one line in the log says so."""
     try:
-        write_atomically(path, json.dumps(calibration.to_json()).encode())
+        write_atomically(path, json.dumps(found).encode())
     except OSError as e:
         _log.warning("%s is not cached: %s", path, e)
 

@@ -40,6 +40,12 @@ def master_dtype(compute: torch.dtype) -> torch.dtype:
     return torch.float64 if compute == torch.float64 else torch.float32
 
 
+def wait_for(device: torch.device) -> None:
+    """Until the current stream of a GPU has done what it was told; elsewhere it always has."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Begin anew to watch `peak_memory`, where the system can."""
     if device.type == "cuda":

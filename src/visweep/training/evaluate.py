@@ -32,15 +32,35 @@ class Evaluation:
     accuracy: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Tally:
+    """What an evaluation has counted, still on the device.
+
+    Attributes:
+        loss: (K,) float64, the sum over the images.
+        correct: (K,) int64, images classified correctly.
+        images: how many there were.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    images: int
+
+    def read(self) -> Evaluation:
+        """The same per image; waits for the device."""
+        accuracy = self.correct.double() / self.images
+        return Evaluation(tuple((self.loss / self.images).tolist()), tuple(accuracy.tolist()))
+
+
 @torch.no_grad()
-def evaluate(
+def tally(
     model: nn.Module,
     data: ResidentData,
     split: ResidentSplit,
     replicas: int,
     dtype: torch.dtype,
     through: Through = lambda predicted, images: predicted(images),
-) -> Evaluation:
+) -> Tally:
     """Evaluate with the plain transform and dropout off; the model is left in training mode.
 
     Args:
@@ -72,8 +92,7 @@ def evaluate(
         loss += losses.view(replicas, -1).sum(1)
         correct += (logits.argmax(-1) == labels).sum(1)
     model.train()
-    accuracy = correct.double() / len(split)
-    return Evaluation(tuple((loss / len(split)).tolist()), tuple(accuracy.tolist()))
+    return Tally(loss, correct, len(split))
 
 
 def _predicted(logits: Callable[[], Tensor], size: int) -> Tensor | None:

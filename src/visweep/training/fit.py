@@ -28,6 +28,7 @@ def fit(
     on_epoch: OnEpoch | None = None,
     checkpoint: Path | None = None,
     device: str = "auto",
+    others_beside: bool = False,
 ) -> FitResult:
     """Train one replica per seed of `train_config.seeds`, all in one pass.
 
@@ -41,29 +42,25 @@ def fit(
             exists, the run goes on from it: on a CPU of the same type, with the same versions
             and number of threads, to the same bits as without the interruption.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; ignored where `data` already is on a device.
+        others_beside: whether other processes train on the device, and could make room.
 
     Raises:
         UsageError: the configurations do not fit the data or the machine.
         CheckpointError: the checkpoint is damaged or belongs to another run.
         OutOfMemory: it does not fit in memory, however its batches are divided. Nothing of the
             run is held then.
+        Crowded: it does not fit beside the others.
     """
     if isinstance(data, Dataset):
         data = to_device(data, resolve_device(device), train_config.translate)
     require_fit(model_config, train_config, data)
     reset_peak_memory(data.device)
-    return insist(
-        lambda: _fit(Member(model_config, train_config), data, on_epoch, checkpoint), "the model"
-    )
+    member = Member(model_config, train_config)
+    rounds = Rounds(data, others_beside=others_beside)
+    return insist(lambda: _fit(Run(member, data, on_epoch, checkpoint), rounds), "the model")
 
 
-def _fit(
-    member: Member,
-    data: ResidentData,
-    on_epoch: OnEpoch | None,
-    checkpoint: Path | None,
-) -> FitResult:
-    run, rounds = Run(member, data, on_epoch, checkpoint), Rounds(data)
+def _fit(run: Run, rounds: Rounds) -> FitResult:
     rounds.join(run)
     while not run.over:
         for turn in rounds.round():

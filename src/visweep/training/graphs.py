@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from visweep.training.evaluate import Predicted
+from visweep.training.memory import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 _told: set[str] = set()
@@ -46,12 +47,25 @@ class Graph:
 
 
 def captured(
-    work: Callable[[], object], generators: Sequence[torch.Generator] = ()
+    work: Callable[[], object],
+    generators: Sequence[torch.Generator] = (),
+    *,
+    or_fail: bool = False,
 ) -> Graph | None:
-    """The work as a graph; None where it cannot be captured, which is logged once per cause."""
+    """The work as a graph; None where it cannot be captured, which is logged once per cause.
+
+    Args:
+        work, generators: see `Graph`.
+        or_fail: where memory is short, since others could make room.
+
+    Raises:
+        RuntimeError: it was to fail, and memory is short.
+    """
     try:
         return Graph(work, generators)
     except RuntimeError as e:
+        if or_fail and is_out_of_memory(e):
+            raise
         cause = str(e).partition("\n")[0]
     if cause not in _told:
         _told.add(cause)

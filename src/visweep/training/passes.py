@@ -22,9 +22,15 @@ from visweep.config import ModelConfig, TrainConfig
 from visweep.data.resident import Augmenter, ResidentData, ResidentSplit
 from visweep.draws import Draws
 from visweep.models.layers import initialise
-from visweep.training.device import compute_dtype, master_dtype, reset_peak_memory
-from visweep.training.evaluate import Evaluation, evaluate
+from visweep.training.device import (
+    compute_dtype,
+    master_dtype,
+    reset_peak_memory,
+    wait_for,
+)
+from visweep.training.evaluate import Evaluation, Tally, tally
 from visweep.training.graphs import Forward, Graph, captured
+from visweep.training.lanes import Pieces, all_of
 from visweep.training.memory import attempt, insist, keep_pages
 from visweep.training.micro import MicroBatches
 from visweep.training.optimizer import AdamW, FlatParameters, schedule
@@ -82,7 +88,11 @@ class Pass:
     Attributes:
         members: in the order in which results are given.
         rows: which replicas of the stack are each member's.
+        beside: others share the memory and could make room: then what does not fit is an error,
+            and not divided.
     """
+
+    beside = False
 
     def __init__(
         self,
@@ -146,10 +156,16 @@ class Pass:
             OutOfMemory: it does not fit; of several members, none has moved on in a way that may
                 be used.
         """
+        return all_of(self.pieces(numbers))
+
+    def pieces(self, numbers: Sequence[int]) -> Pieces[list[EpochResult]]:
+        """The same step by step, none of which waits for a GPU but the last ones."""
         started = time.perf_counter()
-        train_loss = self._train(numbers)
+        train_loss = yield from self._train(numbers)
         trained = time.perf_counter()
-        val = self.evaluate(self.data.val)
+        counted = self._tally(self.data.val)
+        yield
+        val = counted.read()
         seconds = trained - started, time.perf_counter() - trained
         return [
             EpochResult(
@@ -164,7 +180,7 @@ class Pass:
             for number, rows in zip(numbers, self.rows, strict=True)
         ]
 
-    def _train(self, numbers: Sequence[int]) -> tuple[float, ...]:
+    def _train(self, numbers: Sequence[int]) -> Pieces[tuple[float, ...]]:
         size = self.config.batch_size
         draws = self.draws.at_each("epoch", self._by_row(numbers))
         order = draws.permutation(len(self.data.train), "order")
@@ -174,9 +190,11 @@ class Pass:
         for index in range(self.steps_per_epoch):
             steps = [step + index for step in first]
             if index == _FIRST_STEPS and (graph := self._captured()):
-                total = self._replayed(graph, steps, self.steps_per_epoch - index, order, total)
+                left = self.steps_per_epoch - index
+                total = yield from self._replayed(graph, steps, left, order, total)
                 break
             total += self.step(steps, order[:, index * size : (index + 1) * size])
+            yield
         return tuple((total / self.steps_per_epoch).tolist())
 
     def _captured(self) -> Graph | None:
@@ -184,18 +202,20 @@ class Pass:
         wanted = self.data.device.type == "cuda" and not self.micro.divided
         if wanted and self._graph is None:
             unattended, draws = self._unattended, self.draws
-            self._graph = captured(lambda: unattended.step(draws), draws.generators) or False
+            step = partial(unattended.step, draws)
+            self._graph = captured(step, draws.generators, or_fail=self.beside) or False
         return (wanted and self._graph) or None
 
     def _replayed(
         self, graph: Graph, steps: Sequence[int], count: int, order: Tensor, total: Tensor
-    ) -> Tensor:
+    ) -> Pieces[Tensor]:
         """So many steps of every replica; returns the sum of all losses of the epoch, (K,)."""
         self._unattended.begin(self._by_row(steps), order, total)
         for index in range(count):
             # A replay draws from the generators as they are seeded then.
             self.draws.at_each("step", self._by_row([step + index for step in steps]))
             graph.replay()
+            yield
         return self._unattended.losses.clone()
 
     @cached_property
@@ -213,7 +233,7 @@ class Pass:
         """One update of every replica; returns their losses (K,), still on the device.
 
         What does not fit in memory is tried again in smaller parts, also in the steps to come,
-        unless members could be taken out instead.
+        unless members, or others, could be taken out instead.
 
         Args:
             steps: which step it is of each member, from 0.
@@ -244,8 +264,8 @@ class Pass:
     def _try(self, draws: Draws, indices: Tensor) -> Tensor | None:
         """The losses of a step, its gradient in `flat`; None if smaller parts may fit."""
         gradient = partial(self._gradient, draws, indices)
-        if len(self.members) > 1:
-            return insist(gradient, f"a pass over {len(self.members)} runs")
+        if self.beside or len(self.members) > 1:
+            return insist(gradient, f"a pass over {len(self.members)} run(s)")
         if not self.micro.smallest:
             return attempt(gradient)
         what = f"a pass over {self.micro.size} of {self.config.batch_size} images"
@@ -276,12 +296,15 @@ class Pass:
 
     def evaluate(self, split: ResidentSplit) -> Evaluation:
         """Of every replica, on images that it does not learn from now."""
+        return self._tally(split).read()
+
+    def _tally(self, split: ResidentSplit) -> Tally:
         arguments = self.model, self.data, split, self.replicas, self.dtype
         # What is evaluated once is not worth capturing.
         if self.data.device.type != "cuda" or not self._evaluated:
             self._evaluated = True
-            return evaluate(*arguments)
-        return evaluate(*arguments, self._forward)
+            return tally(*arguments)
+        return tally(*arguments, self._forward)
 
     def state(self, member: int) -> State:
         """What a member is by now. Its optimiser's tensors are those in use."""
@@ -303,6 +326,8 @@ class Pass:
                 buffer[rows.start : rows.stop] = state.buffers[name]
         self.flat.refresh()
         self.optimizer.load_state(rows, state.optimizer)
+        # What it was copied from may be another lane's, which uses that memory again.
+        wait_for(self.data.device)
         if len(self.members) == 1:
             # It is no other sum of gradients, but rounded otherwise.
             self.micro.shrink_to(state.micro_batch)

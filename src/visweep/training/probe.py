@@ -221,8 +221,10 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def synthetic(model: ModelConfig, train: TrainConfig, device: torch.device) -> ResidentData:
-    """Noise of the shape that a model takes: one training batch, and one evaluation."""
+def synthetic(
+    model: ModelConfig, train: TrainConfig, device: torch.device, batches: int = 1
+) -> ResidentData:
+    """Noise of the shape that a model takes: so many training batches, and one evaluation."""
     rng = np.random.default_rng(0)
     shape = (model.in_chans, model.image_size, model.image_size)
 
@@ -233,7 +235,7 @@ def synthetic(model: ModelConfig, train: TrainConfig, device: torch.device) -> R
     dataset = Dataset(
         name="noise",
         classes=tuple(map(str, range(model.num_classes))),
-        train=split(train.batch_size),
+        train=split(batches * train.batch_size),
         val=split(EVALUATED[device.type]),
         fingerprint="noise",
         may_flip=train.flip,

@@ -28,8 +28,8 @@ class EpochResult:
         train_loss: mean over the epoch's steps, with label smoothing, dropout and augmentation.
         val_loss: mean cross-entropy on the validation images, in nats.
         val_accuracy: fraction of the validation images classified correctly.
-        train_seconds: spent on training steps.
-        val_seconds: spent on evaluation.
+        train_seconds: spent on training steps, beside whatever else the device does meanwhile.
+        val_seconds: spent on evaluation, likewise.
         images: training images seen, over all replicas.
         replayed: read from a checkpoint, and a later epoch is there too; what the callback
             returns is ignored.

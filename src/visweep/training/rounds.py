@@ -1,13 +1,18 @@
-"""Runs side by side on one device, those of a bucket in one pass, an epoch of each at a time."""
+"""Runs side by side on one device, those of a bucket in one pass, an epoch of each at a time.
+
+On a GPU all passes are under way at once, in a lane each, and all hold their memory; elsewhere one
+follows the other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from visweep.data.resident import ResidentData
-from visweep.errors import OutOfMemory
+from visweep.errors import Crowded, OutOfMemory
+from visweep.training.lanes import Lane, Pieces, side_by_side
 from visweep.training.memory import give_back, insist
 from visweep.training.passes import Pass, State
 from visweep.training.results import EpochResult, FitResult
@@ -36,9 +41,15 @@ class _Group:
     """Runs that share a pass, which is made for their first epoch."""
 
     def __init__(
-        self, runs: tuple[Run, ...], states: Sequence[State | None], data: ResidentData
+        self,
+        runs: tuple[Run, ...],
+        states: Sequence[State | None],
+        data: ResidentData,
+        lane: Lane,
     ) -> None:
         self.runs = runs
+        self.beside = False
+        self.lane = lane
         self._data = data
         self._states = states
         self._shared: Pass | None = None
@@ -53,9 +64,16 @@ class _Group:
         index = self.runs.index(run)
         return self._states[index] if self._shared is None else self._shared.state(index)
 
-    def turns(self) -> list[Turn]:
+    def turns(self, beside: bool) -> Pieces[list[Turn]]:
+        """An epoch of each.
+
+        Args:
+            beside: see `Pass.beside`.
+        """
+        self.beside = beside
         shared = self.shared()
-        results = shared.epoch([run.epoch for run in self.runs])
+        shared.beside = beside
+        results = yield from shared.pieces([run.epoch for run in self.runs])
         return [
             Turn(run, (result, shared.state(index)))
             for index, (run, result) in enumerate(zip(self.runs, results, strict=True))
@@ -67,12 +85,23 @@ class Rounds:
 
     Args:
         data: what they are trained on.
+        at_once: whether passes are under way at the same time; None for only on a GPU.
+        others_beside: whether other processes train on the device, and could make room.
     """
 
-    def __init__(self, data: ResidentData) -> None:
+    def __init__(
+        self,
+        data: ResidentData,
+        *,
+        at_once: bool | None = None,
+        others_beside: bool = False,
+    ) -> None:
         self._data = data
+        self._at_once = data.device.type == "cuda" if at_once is None else at_once
+        self._others_beside = others_beside
         self._runs: list[Run] = []
         self._groups: list[_Group] = []
+        self._lanes: list[Lane] = []
         # Of a bucket, so many runs at most fit in memory together.
         self._most: dict[Any, int] = {}
         # A pass failed with them, and it is not known with which.
@@ -87,9 +116,14 @@ class Rounds:
 
         Raises:
             OutOfMemory: its last evaluation does not fit in memory.
+            Crowded: nor does it, beside others.
         """
         try:
             return insist(lambda: run.result(self._alone(run)), "the model")
+        except OutOfMemory as e:
+            if run.is_kept and (self._others_beside or len(self._runs) > 1):
+                raise Crowded(f"beside others, {e}") from e
+            raise
         finally:
             self.drop(run)
 
@@ -100,30 +134,59 @@ class Rounds:
         self._groups = [group for group in self._groups if group.runs != (run,)]
 
     def round(self) -> Iterator[Turn]:
-        """Train an epoch of each run. A pass is trained when the first turn of it is asked for.
+        """Train an epoch of each run. Where passes follow one another, each is trained when the
+        first turn of it is asked for.
 
         Where a pass over several runs fails, they go back to what they have kept, and are trained
-        in smaller passes from the next round on: only a run that fails alone has failed.
+        in smaller passes from the next round on: only a run that fails alone has failed. What
+        does not fit beside others that hold their memory, too, is `Crowded`.
         """
         self._regroup()
-        for group in self._groups:
-            yield from self._turns(group)
+        groups, beside = self._groups, self._beside
+        for lot in [groups] if self._at_once else [[group] for group in groups]:
+            works = [(group.lane, group.turns(beside)) for group in lot]
+            outcomes = side_by_side(works, lambda piece: insist(piece, "the model"))
+            for group, outcome in zip(lot, outcomes, strict=True):
+                yield from self._turns(group, outcome)
 
-    def _turns(self, group: _Group) -> list[Turn]:
-        try:
-            return insist(group.turns, "the model")
-        except Exception as e:
-            error = e
-        if len(group.runs) == 1 or not all(run.is_kept for run in group.runs):
-            return [Turn(run, error) for run in group.runs]
-        self._groups = [other for other in self._groups if other is not group]
-        if isinstance(error, OutOfMemory):
-            self._most[group.runs[0].member.bucket] = len(group.runs) // 2
-        else:
+    @property
+    def _beside(self) -> bool:
+        """Whether memory is held that is not that of one pass."""
+        return self._others_beside or (self._at_once and len(self._groups) > 1)
+
+    def _turns(self, group: _Group, outcome: list[Turn] | Exception) -> list[Turn]:
+        if not isinstance(outcome, Exception):
+            return outcome
+        if not all(run.is_kept for run in group.runs):
+            return [Turn(run, outcome) for run in group.runs]
+        if isinstance(outcome, OutOfMemory):
+            return self._with_less(group, outcome)
+        if len(group.runs) > 1:
             self._apart += group.runs
+            self._again(group)
+            return []
+        return [Turn(run, outcome) for run in group.runs]
+
+    def _with_less(self, group: _Group, error: OutOfMemory) -> list[Turn]:
+        """What follows where a pass did not fit in memory."""
+        runs, half = group.runs, len(group.runs) // 2
+        if self._beside or (self._at_once and half):
+            # In smaller passes they would hold as much. The others are to fit by now.
+            self._again(group)
+            crowded = Crowded(f"beside others, {error}")
+            return [Turn(run, crowded) for run in runs[half:]]
+        if half:
+            self._most[runs[0].member.bucket] = half
+        elif not group.beside:
+            return [Turn(run, error) for run in runs]
+        self._again(group)
+        return []
+
+    def _again(self, group: _Group) -> None:
+        """Its runs are to go on from what they have kept, in another pass."""
+        self._groups = [other for other in self._groups if other is not group]
         for run in group.runs:
             run.go_back()
-        return []
 
     def _regroup(self) -> None:
         wanted = self._wanted()
@@ -134,9 +197,21 @@ class Rounds:
         if states:
             give_back()
         self._groups = [
-            stay.get(runs) or _Group(runs, [states[run] for run in runs], self._data)
-            for runs in wanted
+            stay.get(runs) or _Group(runs, [states[run] for run in runs], self._data, lane)
+            for runs, lane in zip(wanted, self._lanes_for(wanted, stay), strict=True)
         ]
+
+    def _lanes_for(
+        self, wanted: Sequence[tuple[Run, ...]], stay: Mapping[tuple[Run, ...], _Group]
+    ) -> list[Lane]:
+        """Those that stay keep theirs; the others take what is free, whose memory is at hand."""
+        taken = [group.lane for group in stay.values()]
+        free = [lane for lane in self._lanes if lane not in taken]
+        while len(taken) + len(free) < len(wanted):
+            free.append(Lane(self._data.device))
+        chosen = [stay[runs].lane if runs in stay else free.pop(0) for runs in wanted]
+        self._lanes = [*chosen, *free]
+        return chosen
 
     def _wanted(self) -> list[tuple[Run, ...]]:
         """Who is to share a pass, by who came first."""

@@ -1,0 +1,78 @@
+"""How many workers a device takes, tried with real processes (here of the processor)."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from visweep.search import gpu_workers
+from visweep.search.gpu_workers import best_count, tries, typical_and_largest, workers_on
+from visweep.storage.specification import Specification
+
+
+@pytest.mark.parametrize(
+    ("rates", "best"),
+    [
+        ([100.0, 105.0], 1),
+        ([100.0, 190.0, 200.0], 2),
+        ([100.0, 200.0, 400.0, 800.0], 8),
+        ([100.0, 200.0, None], 2),
+        ([None], 1),
+    ],
+    ids=str,
+)
+def test_the_number_is_doubled_while_it_is_worth_it(rates: list[float | None], best: int) -> None:
+    asked: list[int] = []
+
+    def rate(count: int) -> float | None:
+        asked.append(count)
+        return rates[len(asked) - 1]
+
+    assert best_count(rate) == best
+    assert asked == [1, 2, 4, 8][: len(rates)]
+
+
+def test_processes_train_at_once_and_are_gone_afterwards(specification: Specification) -> None:
+    typical, largest = typical_and_largest(specification)
+    with tries(typical, largest, "cpu") as rate:
+        one, two = rate(1), rate(2)
+        assert one is not None
+        assert two is not None
+        assert min(one, two) > 100  # images a second
+        assert len(multiprocessing.active_children()) >= 2
+    assert not multiprocessing.active_children()
+
+
+def test_what_has_no_room_is_told_from_what_is_slow(specification: Specification) -> None:
+    typical, (model, train) = typical_and_largest(specification)
+    vast = model.replace(embed_dim=2**22), train
+    with tries(typical, vast, "cpu") as rate:
+        assert rate(1) is None
+
+
+def test_the_largest_is_that_of_most_work(specification: Specification) -> None:
+    (_, _), (model, _) = typical_and_largest(specification)
+    assert (model.patch_size, model.depth) == (8, 2)
+
+
+def test_it_is_tried_once(
+    specification: Specification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISWEEP_CACHE", str(tmp_path))
+    count = 0
+
+    @contextmanager
+    def counted(*_: object) -> Iterator[gpu_workers.Rate]:
+        nonlocal count
+        count += 1
+        yield {1: 100.0, 2: 150.0, 4: 151.0}.__getitem__
+
+    monkeypatch.setattr(gpu_workers, "tries", counted)
+    told: list[str] = []
+    assert workers_on(specification, "cpu", told.append) == 2
+    assert workers_on(specification, "cpu", told.append) == 2
+    assert (count, len(told)) == (1, 1)
