@@ -143,6 +143,7 @@ def test_who_only_watches_workers_does_not_import_torch(
         (["visweep.cli.app", "visweep.cli.sweep", "visweep.cli.studies"], ["torch"]),
         (["visweep.cli.prepare", "visweep.cli.search", "visweep.cli.join"], ["torch"]),
         (["visweep.search.bounds", "visweep.search.expectation"], ["torch"]),
+        (["visweep.analysis.statistics.words"], ["torch", "optuna", "sqlalchemy", "scipy.stats"]),
         (["visweep.training.counts", "visweep.training.estimate"], ["torch", "numpy"]),
         (["visweep.training.fit", "visweep.models", "visweep.data"], ["optuna", "sqlalchemy"]),
     ],

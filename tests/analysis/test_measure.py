@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from visweep.analysis.measure import GAP, Measure, count, duration, memory, plural
+from visweep.analysis.measure import GAP, Measure, count, duration, memory, plural, points
 
 ACCURACY = Measure("validation accuracy", percent=True, maximize=True)
 LOSS = Measure("loss", percent=False, maximize=False)
@@ -30,6 +30,16 @@ def test_accuracy_is_in_tenths_of_a_per_cent(value: float, text: str) -> None:
 )
 def test_differences_are_signed_points(value: float, reference: float, text: str) -> None:
     assert plain(ACCURACY.difference(value, reference)) == text
+
+
+@pytest.mark.parametrize(
+    ("difference", "decimals", "text"),
+    [(8.44, 1, "+8.4"), (-0.25, 2, "−0.25"), (-0.04, 1, "0.0"), (-0.04, 2, "−0.04")],
+)
+def test_points_that_round_to_nothing_have_no_sign(
+    difference: float, decimals: int, text: str
+) -> None:
+    assert points(difference, decimals) == text
 
 
 def test_other_objectives_are_plain_numbers() -> None:

@@ -50,12 +50,17 @@ class Measure:
         difference = value - reference
         if not self.percent:
             return _signed(difference, text.number(abs(difference)))
-        points = f"{100 * abs(difference):.1f}"
-        return _signed(difference if float(points) else 0.0, f"{points}{GAP}points")
+        return f"{points(100 * difference)}{GAP}points"
 
     def key(self, value: float) -> float:
         """A sorting key: larger is better whichever way the study goes."""
         return value if self.maximize else -value
+
+
+def points(difference: float, decimals: int = 1) -> str:
+    """A difference in percentage points, without the unit: `+8.4`, `−0.2`, `0.0`."""
+    size = f"{abs(difference):.{decimals}f}"
+    return _signed(difference if float(size) else 0.0, size)
 
 
 def _signed(difference: float, size: str) -> str:

@@ -1,0 +1,80 @@
+"""Verdicts as sentences, numbers in points and unbroken."""
+
+from __future__ import annotations
+
+from visweep import text
+from visweep.analysis.measure import GAP, plural, points
+from visweep.analysis.statistics.comparison import Missing
+from visweep.analysis.statistics.verdicts import Row, Verdict, Verdicts
+
+FINE = 0.1
+"""Points: what lies nearer together than this is written with a second decimal."""
+
+MOST = 100.0
+"""Points by which accuracies can differ."""
+
+
+def judged(row: Row) -> str:
+    """`−0.8 points (−2.1 to +0.5): no difference shown; 5 seeds could have shown 1.9`.
+
+    The pairs that were left out follow, with the reasons.
+    """
+    parts = [_found(row)]
+    if row.verdict is Verdict.NO_DIFFERENCE and row.detectable is not None:
+        parts.append(f"{plural(len(row.seeds), 'seed')} {_could_have_shown(row, row.detectable)}")
+    if row.missing:
+        verb = "is" if len(row.missing) == 1 else "are"
+        parts.append(f"{text.listing([_missing(each) for each in row.missing])} {verb} left out")
+    return "; ".join(parts)
+
+
+def decides(verdicts: Verdicts) -> str:
+    """Which of the two numbers of a row its verdict goes by, as a sentence for the page."""
+    return (
+        "The p-value alone decides a verdict: below 0.05 after Holm's adjustment for "
+        f"{_all(len(verdicts.rows))}; an interval is a plain 95{GAP}% one for its row alone, so "
+        "that it may leave out 0 where no difference is shown."
+    )
+
+
+def needed(verdicts: Verdicts) -> str:
+    """How many seeds the effect that was asked for would need; empty where none can tell."""
+    if verdicts.seeds is None or verdicts.scatter is None:
+        return ""
+    aim = f"{verdicts.aim:.3g}{GAP}point{'' if verdicts.aim == 1 else 's'}"
+    return (
+        f"To show an effect of {aim} in 4 of 5 studies would take about "
+        f"{plural(verdicts.seeds, 'seed')}: the differences of paired runs scatter by "
+        f"{verdicts.scatter:.2g}{GAP}points."
+    )
+
+
+def _found(row: Row) -> str:
+    pairs = plural(len(row.seeds), "pair")
+    if row.effect is None:
+        return f"{row.verdict}: no pair"
+    effect = f"{points(row.effect, _decimals(row))}{GAP}points"
+    if row.interval is None:
+        where = f"in each of {pairs}" if len(row.seeds) > 1 else f"from {pairs}"
+        return f"{effect} {where}: {row.verdict}"
+    low, high = (points(end, _decimals(row)) for end in row.interval)
+    return f"{effect} ({low} to {high}): {row.verdict}"
+
+
+def _could_have_shown(row: Row, detectable: float) -> str:
+    if detectable > MOST:
+        return "cannot show any"
+    return f"could have shown {detectable:.{_decimals(row)}f}"
+
+
+def _decimals(row: Row) -> int:
+    return 2 if row.interval and row.interval[1] - row.interval[0] < FINE else 1
+
+
+def _missing(missing: Missing) -> str:
+    sides = (("baseline", missing.baseline), ("changed", missing.changed))
+    return f"seed{GAP}{missing.seed} ({', '.join(f'{side} {why}' for side, why in sides if why)})"
+
+
+def _all(rows: int) -> str:
+    return "the one row" if rows == 1 else f"all {rows} rows"

@@ -1,0 +1,97 @@
+"""Verdicts as a person reads them."""
+
+from __future__ import annotations
+
+import pytest
+
+from visweep.analysis.statistics.comparison import Comparison, Missing
+from visweep.analysis.statistics.verdicts import Row, Verdict, Verdicts, judge
+from visweep.analysis.statistics.words import decides, judged, needed
+
+SEEDS = (0, 1, 2, 3, 4)
+
+
+def plain(text: str) -> str:
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def row(
+    verdict: Verdict,
+    effect: float | None = None,
+    interval: tuple[float, float] | None = None,
+    detectable: float | None = None,
+    seeds: tuple[int, ...] = SEEDS,
+    missing: tuple[Missing, ...] = (),
+) -> Row:
+    return Row("", seeds, missing, effect, None, interval, None, None, verdict, detectable)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            row(Verdict.NO_DIFFERENCE, -0.8, (-2.1, 0.5), 1.92),
+            "−0.8 points (−2.1 to +0.5): no difference shown; 5 seeds could have shown 1.9",
+        ),
+        (row(Verdict.BETTER, 5.0, (3.7, 6.3), 1.9), "+5.0 points (+3.7 to +6.3): better"),
+        (row(Verdict.WORSE, -5.0, (-6.3, -3.7), 1.9), "−5.0 points (−6.3 to −3.7): worse"),
+        (
+            row(Verdict.NO_DIFFERENCE, 0.004, (-0.02, 0.028), 0.051),
+            "0.00 points (−0.02 to +0.03): no difference shown; 5 seeds could have shown 0.05",
+        ),
+        (
+            row(Verdict.NO_DIFFERENCE, 1.0, (-10.0, 12.0), 122.3, (0, 1)),
+            "+1.0 points (−10.0 to +12.0): no difference shown; 2 seeds cannot show any",
+        ),
+        (row(Verdict.NO_DIFFERENCE, 0.0), "0.0 points in each of 5 pairs: no difference shown"),
+        (row(Verdict.NO_SCATTER, 1.0), "+1.0 points in each of 5 pairs: no scatter measured"),
+        (
+            row(
+                Verdict.NOT_ENOUGH_RUNS, 0.4, seeds=(0,), missing=(Missing(1, changed="diverged"),)
+            ),
+            "+0.4 points from 1 pair: not enough runs; seed 1 (changed diverged) is left out",
+        ),
+        (
+            row(
+                Verdict.NOT_ENOUGH_RUNS,
+                seeds=(),
+                missing=(Missing(1, "failed", "pruned at epoch 3"), Missing(2, "not run")),
+            ),
+            "not enough runs: no pair; seed 1 (baseline failed, changed pruned at epoch 3) and "
+            "seed 2 (baseline not run) are left out",
+        ),
+        (
+            row(Verdict.BETTER, 5.0, (3.7, 6.3), 1.9, missing=(Missing(5, changed="diverged"),)),
+            "+5.0 points (+3.7 to +6.3): better; seed 5 (changed diverged) is left out",
+        ),
+    ],
+)
+def test_a_row(given: Row, words: str) -> None:
+    assert plain(judged(given)) == words
+
+
+def test_no_line_ends_within_a_quantity() -> None:
+    assert "−0.8\N{NO-BREAK SPACE}points" in judged(row(Verdict.WORSE, -0.8, (-0.9, -0.7)))
+
+
+def test_what_decides() -> None:
+    one = row(Verdict.BETTER, 5.0, (3.7, 6.3))
+    sentence = plain(decides(Verdicts((one,) * 10, 1.0, 1.0, 19)))
+    assert sentence == (
+        "The p-value alone decides a verdict: below 0.05 after Holm's adjustment for all 10 rows; "
+        "an interval is a plain 95 % one for its row alone, so that it may leave out 0 where no "
+        "difference is shown."
+    )
+    assert "for the one row;" in decides(Verdicts((one,), 1.0, 1.0, 19))
+
+
+def test_the_seeds_needed() -> None:
+    assert plain(needed(Verdicts((), 1.0, 1.06, 19))) == (
+        "To show an effect of 1 point in 4 of 5 studies would take about 19 seeds: the "
+        "differences of paired runs scatter by 1.1 points."
+    )
+    assert "0.5 points in 4" in plain(needed(Verdicts((), 0.5, 1.06, 68)))
+
+
+def test_where_no_scatter_was_measured_nothing_is_said_of_seeds() -> None:
+    assert needed(judge([Comparison("", {0: 0.5, 1: 0.6}, {0: 0.6, 1: 0.7})])) == ""
