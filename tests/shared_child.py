@@ -20,6 +20,7 @@ def described(data: ResidentData) -> dict[str, Any]:
         "margin": data.train.margin,
         "meta": (data.dataset.name, data.dataset.classes, data.dataset.fingerprint),
         "flip": data.dataset.may_flip,
+        "padding": data.dataset.padding,
         **{name: tensor.tolist() for name, tensor in tensors.items()},
     }
 

@@ -34,6 +34,10 @@ class CheckpointError(VisweepError):
     """A checkpoint is half-written, damaged, or belongs to another run."""
 
 
+class ExportError(VisweepError):
+    """An exported model does not compute what the trained one does."""
+
+
 class OutOfMemory(VisweepError):
     """A model does not fit in memory, however its batches are divided."""
 

@@ -94,16 +94,19 @@ def said(function):
         assert not e.code, e.code
     return file.getvalue()
 
-for command in ("status", "report", "trials", "stop", "resume", "worker", "delete", "train"):
+COMMANDS = "status report trials stop resume worker delete train export predict"
+for command in COMMANDS.split():
     shown = said(lambda: call(app, [command, "--help"]))
-    assert "--storage" in shown and "such as" in shown, shown
-assert "Usage" in said(lambda: call(app, ["--help"]))
+    assert "such as" in shown, shown
+    assert "--storage" in shown or command == "predict", shown
+listed = said(lambda: call(app, ["--help"]))
+assert "Usage" in listed and "export" in listed and "predict" in listed, listed
 for script in sys.argv[1:]:
     sys.argv = [script, "--help"]
     shown = said(lambda: runpy.run_path(script, run_name="__main__"))
     assert "--trials" in shown and "50" in shown and "halving" in shown, shown
     assert "python sweeps/" in shown, shown
-loaded = {"torch", "torchvision", "sklearn", "scipy"} & set(sys.modules)
+loaded = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "scipy"} & set(sys.modules)
 assert not loaded, loaded
 """
 

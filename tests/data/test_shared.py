@@ -28,7 +28,7 @@ def dataset(images: int = 12) -> Dataset:
         pixels = draw.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
         return Split(pixels, draw.integers(0, 2, count))
 
-    return Dataset("spots", ("a", "b"), split(images), split(5), "print", may_flip=True)
+    return Dataset("spots", ("a", "b"), split(images), split(5), "print", may_flip=True, padding=2)
 
 
 @pytest.mark.parametrize("margin", [0, 2])

@@ -162,7 +162,7 @@ class TestDropoutPlaces:
                 for i, (place, shape) in itertools.product(
                     range(2),
                     {
-                        "attn.proj_drop": (2, 10, width),
+                        "attn.proj_drop": (20, width),
                         "mlp.drop1": (20, hidden),
                         "mlp.drop2": (20, width),
                     }.items(),

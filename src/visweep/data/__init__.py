@@ -54,6 +54,7 @@ def load(config: DataConfig | str) -> Dataset:
             val=val.read(config.image_size),
             fingerprint=fingerprint(train.digest(), val.digest()),
             may_flip=source.may_flip,
+            padding=train.padding(config.image_size),
         )
 
 

@@ -48,6 +48,7 @@ class Dataset:
         val: what the search sees; disjoint from `train`.
         fingerprint: depends on the content of both parts, never on paths or times.
         may_flip: whether a mirrored image still shows the same class.
+        padding: width of the black border by which its images came to their size, in pixels.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Dataset:
     val: Split
     fingerprint: str
     may_flip: bool
+    padding: int = 0
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:

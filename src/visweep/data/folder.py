@@ -10,30 +10,22 @@ paths matter, only which class an image lies in.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from visweep.config import DataConfig
 from visweep.data.dataset import Labels, Split, fingerprint
-from visweep.data.resize import square
+from visweep.data.picture import EXTENSIONS, content_of, entries, files_in, pixels
 from visweep.data.source import Source
 from visweep.data.splits import Indices
 from visweep.errors import DataError
 
 DEFAULT_SIZE = 64
 """Height and width of the images, in pixels, unless another size is asked for."""
-EXTENSIONS = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-"""Files with other names are no images and are passed over."""
-
-_GREY = frozenset({"1", "L", "LA"})
-_COLOUR = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
+_OPTION = "--data-dir"
 
 
 @dataclass(frozen=True)
@@ -82,9 +74,11 @@ class FilePart:
         size = image_size or DEFAULT_SIZE
         images = np.empty((len(self.files), self.channels, size, size), np.uint8)
         for planes, file in zip(images, self.files, strict=True):
-            pixels = np.asarray(_decode(file.path, size, self.channels))
-            planes[:] = pixels.reshape(size, size, self.channels).transpose(2, 0, 1)
+            planes[:] = pixels(file.path, size, self.channels, _OPTION)
         return Split(images, self.labels)
+
+    def padding(self, image_size: int | None) -> int:
+        return 0
 
 
 def load(config: DataConfig) -> Source:
@@ -174,7 +168,7 @@ def scan(folder: Path, classes: Sequence[str]) -> tuple[ImageFile, ...]:
         )
     files: list[ImageFile] = []
     for label, name in enumerate(classes):
-        inside = [_examine(path, label) for path in _images(folder / name)]
+        inside = [_examine(path, label) for path in files_in(folder / name, _OPTION)]
         if not inside:
             raise DataError(
                 f"--data-dir: {folder / name} has no images; "
@@ -185,53 +179,9 @@ def scan(folder: Path, classes: Sequence[str]) -> tuple[ImageFile, ...]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [entry for entry in _entries(folder) if entry.is_dir()]
-
-
-def _images(folder: Path) -> list[Path]:
-    images = []
-    for entry in _entries(folder):
-        if entry.is_dir():
-            images += _images(entry)
-        elif entry.suffix.lower() in EXTENSIONS:
-            images.append(entry)
-    return images
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    except OSError as e:
-        raise DataError(
-            f"--data-dir: {folder} cannot be read ({e.strerror}); expected a folder of images"
-        ) from e
+    return [entry for entry in entries(folder, _OPTION) if entry.is_dir()]
 
 
 def _examine(path: Path, label: int) -> ImageFile:
-    try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            mode = image.mode
-    except Exception as e:  # Pillow's readers raise whatever damage leads them to
-        raise _unreadable(path, e) from e
-    if mode not in _GREY | _COLOUR:
-        raise DataError(f"--data-dir: {path} has pixels of format {mode}; expected 8 bits")
-    return ImageFile(path, label, hashlib.sha256(content).digest(), mode in _GREY)
-
-
-def _decode(path: Path, size: int, channels: int) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if "transparency" in upright.info:
-                upright = upright.convert("RGBA")
-            return square(upright.convert("L" if channels == 1 else "RGB"), size)
-    except Exception as e:
-        raise _unreadable(path, e) from e
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return DataError(
-        f"--data-dir: the image {path} cannot be read ({reason}); repair or remove it"
-    )
+    content, grey = content_of(path, _OPTION)
+    return ImageFile(path, label, hashlib.sha256(content).digest(), grey)

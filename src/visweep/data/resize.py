@@ -9,7 +9,13 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
-from visweep.data.dataset import Images
+from visweep.data.dataset import Images, with_border
+
+
+def padding(own: int, size: int | None) -> int:
+    """Width of the black border by which `to_size` brings images of `own` pixels to their size;
+    0 where it resizes them, or leaves them as they are."""
+    return 2 if own == 28 and size in (None, 32) else 0
 
 
 def to_size(images: Images, size: int | None) -> Images:
@@ -19,8 +25,9 @@ def to_size(images: Images, size: int | None) -> Images:
     patch sizes divide 28. Any other size asked for is a bilinear resize.
     """
     own = images.shape[-1]
-    if own == 28 and size in (None, 32):
-        return np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))
+    border = padding(own, size)
+    if border:
+        return with_border(images, border)
     if size is None or size == own:
         return images
     out = np.empty((*images.shape[:2], size, size), np.uint8)

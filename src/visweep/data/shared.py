@@ -64,7 +64,7 @@ class SharedData:
     """A data set that is not copied when it is passed to a process that is being started.
 
     Attributes:
-        name, classes, fingerprint, may_flip, moments: see `Dataset`.
+        name, classes, fingerprint, may_flip, padding, moments: see `Dataset`.
         margin: width of the border of its training images.
     """
 
@@ -72,6 +72,7 @@ class SharedData:
     classes: tuple[str, ...]
     fingerprint: str
     may_flip: bool
+    padding: int
     moments: Moments
     margin: int
     _memory: _Memory
@@ -92,6 +93,7 @@ class SharedData:
             val=Split(arrays["val_images"], arrays["val_labels"]),
             fingerprint=self.fingerprint,
             may_flip=self.may_flip,
+            padding=self.padding,
         )
         return resident(dataset, bordered, self.moments, device)
 
@@ -128,6 +130,7 @@ def shared(dataset: Dataset, margin: int) -> Iterator[SharedData]:
             classes=dataset.classes,
             fingerprint=dataset.fingerprint,
             may_flip=dataset.may_flip,
+            padding=dataset.padding,
             moments=dataset.moments,
             margin=margin,
             _memory=_Memory(file.fileno()),

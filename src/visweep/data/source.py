@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from visweep.data.dataset import Images, Labels, Split, fingerprint
-from visweep.data.resize import to_size
+from visweep.data.resize import padding, to_size
 from visweep.data.splits import Indices
 
 
@@ -33,6 +33,9 @@ class Part(Protocol):
         Raises:
             DataError: an image cannot be read.
         """
+
+    def padding(self, image_size: int | None) -> int:
+        """How wide a black border `read` gives to the images; see `Dataset.padding`."""
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,6 @@ class ArrayPart:
 
     def read(self, image_size: int | None) -> Split:
         return Split(to_size(self.images, image_size), self.labels, self.groups)
+
+    def padding(self, image_size: int | None) -> int:
+        return padding(self.images.shape[-1], image_size)

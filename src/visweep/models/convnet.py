@@ -85,6 +85,7 @@ class ConvNet(nn.Module):
         x = F.relu(self.stem_norm(self.stem(x)))
         for block in self.blocks:
             x = block(x)
-        x = x.mean(dim=(2, 3)).view(len(x), self.replicas, -1).transpose(0, 1)
+        # Not `len`, which is a plain number: an exported graph takes batches of any size.
+        x = x.mean(dim=(2, 3)).view(x.shape[0], self.replicas, -1).transpose(0, 1)
         logits: Tensor = self.head(self.drop(x, draws))
         return logits
