@@ -6,10 +6,11 @@ Probes the device as `--dry-run` does, draws random configurations of the spaces
 estimates each, then measures it:
 
 - seconds of an epoch: so many times the fastest of a few steps and evaluations;
-- memory: the most that a real run of one step, with its evaluation and checkpoint, held beyond
+- memory: the most that a real run of a few steps, with its evaluation and checkpoint, held beyond
   what the process held before; the mean of two runs, which take place after all others had a
   turn. It trained the same once before, since what is compiled for new shapes stays in the
-  process (up to 40 MiB on the CPU) and belongs to no trial.
+  process (up to 40 MiB on the CPU) and belongs to no trial. On the CPU it is another in another
+  process, for a ConvNet by a tenth: how tensors fit depends on what lies in the heap.
 
 Both are measured in turns over all configurations. Prints a table in Markdown, then the median
 and the worst error. How many are within the bar is told twice for memory: of 10 %, and of 10 % or

@@ -165,6 +165,34 @@ class TestAmounts:
         assert more(normed_and_added) == more(elements)
         assert (more(stored), more(elements)) != (0, 0) or block == "post_norm"
 
+    def test_on_the_cpu_what_a_step_drops_counts_too(
+        self, vit: ViTConfig, convnet: ConvNetConfig, train: TrainConfig
+    ) -> None:
+        late, pre, basic = (
+            held(convnet.replace(block=block), train)["dropped"]
+            for block in ("late_relu", "preadd_relu", "basic")
+        )
+        # Of each block one tensor more; the stem and the shortcuts have theirs in any.
+        assert 0 < pre - late == basic - pre < late
+        none, attention, both = (
+            held(vit.replace(drop=drop, attn_drop=attn_drop), train)["dropped"]
+            for drop, attn_drop in ((0.0, 0.0), (0.0, 0.1), (0.1, 0.1))
+        )
+        assert 0 < none < attention < both
+        for moment in memory_amounts(convnet, train, "float32", "cuda"):
+            assert moment["dropped"] == 0
+
+    def test_in_bfloat16_a_short_softmax_is_kept_in_float32(self, train: TrainConfig) -> None:
+        """Where there are 16 tokens, and not where there are 64: see `models.layers.softmax`."""
+        for patch_size, kept in ((8, 2), (4, 0)):
+            model = ViTConfig(image_size=32, patch_size=patch_size, num_heads=4, depth=1)
+            on_gpu, on_cpu = (
+                memory_amounts(model, train, "bfloat16", device)[0]["stored"]
+                for device in ("cuda", "cpu")
+            )
+            scores = len(train.seeds) * train.batch_size * 4 * model.num_tokens**2 * 2
+            assert on_cpu - on_gpu == kept * scores
+
 
 class TestEstimate:
     def test_an_epoch_is_its_steps_and_its_evaluations(self, vit: ViTConfig) -> None:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from torch import nn
 from visweep import models
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
-from visweep.data.resident import to_device
+from visweep.data.resident import ResidentSplit, to_device
 from visweep.errors import OutOfMemory
 from visweep.training.cost import seconds_per_epoch
-from visweep.training.device import peak_memory
+from visweep.training.device import held_memory, peak_memory
+from visweep.training.evaluate import Tally
 from visweep.training.fit import fit
+from visweep.training.lanes import Pieces
 from visweep.training.memory import attempt, insist, is_out_of_memory
 from visweep.training.passes import Pass
 from visweep.training.results import FitResult
@@ -159,6 +161,44 @@ class TestDividing:
         run.epoch([1])
         assert run.micro.size == 8
         assert peak_memory(CPU) < peaks[0] - 2**27
+
+
+class TestMoments:
+    def test_none_comes_on_top_of_what_another_left(
+        self,
+        vit: ViTConfig,
+        train: TrainConfig,
+        quadrants: Dataset,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A step, an evaluation, and what follows: the checkpoint."""
+        before: list[int] = []
+        left: list[int] = []
+        train_, tally = Pass._train, Pass._tally
+
+        def leave_much() -> None:
+            # Of a size that the C library never takes from the system one by one.
+            assert [torch.ones(2**16, dtype=torch.uint8) for _ in range(2**12)]
+            left.append(held_memory(CPU))
+
+        def trained(self: Pass, numbers: Sequence[int]) -> Pieces[tuple[float, ...]]:
+            before.append(held_memory(CPU))
+            outcome = yield from train_(self, numbers)
+            leave_much()
+            return outcome
+
+        def evaluated(self: Pass, split: ResidentSplit) -> Tally:
+            before.append(held_memory(CPU))
+            outcome = tally(self, split)
+            leave_much()
+            return outcome
+
+        monkeypatch.setattr(Pass, "_train", trained)
+        monkeypatch.setattr(Pass, "_tally", evaluated)
+        Pass.of(vit, train, to_device(quadrants, CPU)).epoch([1])
+        before.append(held_memory(CPU))
+        for held, next_ in zip(left, before[1:], strict=True):
+            assert next_ < held - 2**27
 
 
 class TestNothingFits:

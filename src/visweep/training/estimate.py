@@ -6,9 +6,11 @@ each with a price, and so is the memory that is held at a moment; a run's peak i
 largest of some moments. The prices are what `visweep.training.probe` measures on the device at
 hand. Nothing here imports torch.
 
-On the CPU the memory that a run takes also depends on the runs before it, since the allocator
-serves it from the pieces that they gave back: up to a quarter more or less where tensors of
-unlike sizes come and go, as in a ConvNet. No estimate is closer than that.
+On the CPU a run takes more than its tensors do. The C library seldom fits a tensor into the place
+of one of its size that is gone: an aligned piece wants some bytes more, and those beside it serve
+small objects by then. So what a step makes and drops again is counted, too. How much of it is
+lost depends on what lies in the heap: the same ConvNet takes a tenth more or less in another
+process. No estimate is closer than that.
 """
 
 from __future__ import annotations
@@ -186,29 +188,28 @@ def memory_amounts(
 ) -> list[dict[str, float]]:
     """Bytes that a trial holds at each moment that may be its peak: in a training step, in an
     evaluation, and while its checkpoint is written.
-
-    On the CPU an evaluation is no moment of its own: what a step has given back lies in pieces,
-    few of which serve an evaluation, so that it comes on top.
     """
     replicas, size = len(train.seeds), _BYTES[precision]
     stacked, evaluated = replicas * train.batch_size, replicas * EVALUATED[device]
+    narrow = device == "cpu" and precision == "bfloat16"
     counted = (
-        _stored_by_convnet(model) if isinstance(model, ConvNetConfig) else _stored_by_vit(model)
+        _stored_by_convnet(model)
+        if isinstance(model, ConvNetConfig)
+        else _stored_by_vit(model, narrow)
     )
     pixels = model.in_chans * model.image_size**2
     parameters = replicas * num_params(model) * max(4, size)
-    none = dict.fromkeys(("stored", "added", "widest", "uneven", "evaluated", "written"), 0.0)
+    none = dict.fromkeys(("stored", "added", "dropped", "widest", "evaluated", "written"), 0.0)
     always = {**none, "process": 1.0, "parameters": parameters}
     evaluation = {"evaluated": float(evaluated * counted.evaluated * size)}
     step = {
         "stored": float(stacked * (counted.stored + pixels) * size),
         "added": float(stacked * counted.added * size),
         "widest": float(stacked * counted.widest * size),
-        "uneven": float(stacked * counted.uneven * size),
+        # A GPU's allocator serves one tensor from the place of another.
+        "dropped": float(stacked * counted.dropped * size) if device == "cpu" else 0.0,
     }
     writing = {**always, "written": parameters}
-    if device == "cpu":
-        return [{**always, **step, **evaluation}, writing]
     return [{**always, **step}, {**always, **evaluation}, writing]
 
 
@@ -219,34 +220,47 @@ class _Stored:
     Attributes:
         stored: what all layers keep for the backward pass.
         added: what dropout adds to it.
-        widest: the largest tensor, where it is one of many of its size at a time.
+        widest: the largest tensor, of which there are some at a time.
         evaluated: the most that a forward pass alone holds at a time.
-        uneven: the largest tensor that a convolution copies into one of more channels, into whose
-            place no whole number of the former fits.
+        dropped: what the layers make on their way forward that nothing keeps.
     """
 
     stored: int
     added: int
     widest: int
     evaluated: int
-    uneven: int
+    dropped: int
 
 
-def _stored_by_vit(model: ViTConfig) -> _Stored:
+def _stored_by_vit(model: ViTConfig, narrow: bool) -> _Stored:
+    """Args: narrow: whether it computes in bfloat16 on the CPU."""
     width, tokens, hidden = model.embed_dim, model.num_tokens, hidden_width(model)
     scores = model.num_heads * tokens**2
-    # Of each block: the norms' inputs and outputs, query, key, value, and what attention gave.
-    block = tokens * ((4 + 2 * norms(model)) * width + 2 * hidden) + scores
-    dropped = tokens * (2 * width + hidden) if model.drop else 0
-    dropped += 2 * scores if model.attn_drop else 0
+    # Of each block: the norms' inputs and outputs, query (also as it was scaled), key, value, and
+    # what attention gave.
+    block = tokens * ((5 + 2 * norms(model)) * width + 2 * hidden) + scores
+    # And what nothing keeps: query, key and value as they were before they were copied; the
+    # attention of the heads, then of all, and what the MLP gave; the scores.
+    passing = 6 * tokens * width + scores
+    if narrow and 8 <= tokens < 32:  # see `visweep.models.layers.softmax`
+        block += 2 * scores
+        passing += 2 * scores
+    masks = 0
+    if model.drop:
+        masks += tokens * (2 * width + hidden)
+        # The bytes of the masks, and what the shortcut was added to.
+        passing += tokens * (2 * width + hidden)
+    if model.attn_drop:
+        masks += 2 * scores
+        passing += scores
     outside = 3 * tokens * width
     widest = max(tokens * hidden, 3 * tokens * width, scores)
     return _Stored(
         stored=model.depth * block + outside,
-        added=model.depth * dropped,
+        added=model.depth * masks,
         widest=widest,
         evaluated=tokens * 4 * width + 2 * scores,
-        uneven=0,
+        dropped=model.depth * passing,
     )
 
 
@@ -262,14 +276,23 @@ def _stored_by_convnet(model: ConvNetConfig) -> _Stored:
     # Before the last convolution of a block: the shortcut, the input with and without its norm or
     # ReLU, and the output.
     held = 3 if model.block == "late_relu" else 4
-    uneven = (layer.outputs for layer in layers if _padded(layer.channels) % layer.channels)
     return _Stored(
         stored=stored,
         added=0,
-        widest=0,
+        widest=largest,
         evaluated=held * largest + copied,
-        uneven=max(uneven, default=0),
+        dropped=_dropped_by_convnet(model),
     )
+
+
+def _dropped_by_convnet(model: ConvNetConfig) -> int:
+    """Elements per image: what norms and sums give to a ReLU or a sum, and what a ReLU is given
+    by a convolution."""
+    layers = list(convolutions(model))
+    # The norms of the stem, and of the shortcuts.
+    dropped = sum(layer.outputs for layer in layers if layer is layers[0] or layer.kernel == 1)
+    times = {"basic": 3, "late_relu": 1, "preadd_relu": 2}[model.block]
+    return dropped + times * _sums(model)
 
 
 def _sums(model: ConvNetConfig) -> int:

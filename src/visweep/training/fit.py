@@ -56,8 +56,12 @@ def fit(
     require_fit(model_config, train_config, data)
     reset_peak_memory(data.device)
     member = Member(model_config, train_config)
-    rounds = Rounds(data, others_beside=others_beside)
-    return insist(lambda: _fit(Run(member, data, on_epoch, checkpoint), rounds), "the model")
+    return insist(
+        lambda: _fit(
+            Run(member, data, on_epoch, checkpoint), Rounds(data, others_beside=others_beside)
+        ),
+        "the model",
+    )
 
 
 def _fit(run: Run, rounds: Rounds) -> FitResult:

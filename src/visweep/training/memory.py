@@ -125,14 +125,23 @@ def give_back() -> None:
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         gc.collect()  # a captured step and its pass hold each other
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
+    trim()
+
+
+def trim() -> None:
+    """Let others have what the C library keeps for later.
+
+    What comes next then takes what it needs and no more: the pieces that a step has left seldom
+    serve an evaluation, and would be held beside what it takes anew.
+    """
+    release = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if release is not None:
+        release(0)
 
 
 @cache
 def keep_pages() -> None:
-    """Have the C library keep what a step has freed for the next one, until `give_back`.
+    """Have the C library keep what a step has freed for the next one, until `trim`.
 
     It returns tensors of more than 32 MiB to the system one by one, and the next step takes them
     anew, page by page: 8 % of the time of models with many tokens.

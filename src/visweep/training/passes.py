@@ -31,7 +31,7 @@ from visweep.training.device import (
 from visweep.training.evaluate import Evaluation, Tally, tally
 from visweep.training.graphs import Forward, Graph, captured
 from visweep.training.lanes import Pieces, all_of
-from visweep.training.memory import attempt, insist, keep_pages
+from visweep.training.memory import attempt, insist, keep_pages, trim
 from visweep.training.micro import MicroBatches
 from visweep.training.optimizer import AdamW, FlatParameters, schedule
 from visweep.training.results import EpochResult
@@ -162,10 +162,12 @@ class Pass:
         """The same step by step, none of which waits for a GPU but the last ones."""
         started = time.perf_counter()
         train_loss = yield from self._train(numbers)
+        self._trim()
         trained = time.perf_counter()
         counted = self._tally(self.data.val)
         yield
         val = counted.read()
+        self._trim()
         seconds = trained - started, time.perf_counter() - trained
         return [
             EpochResult(
@@ -179,6 +181,11 @@ class Pass:
             )
             for number, rows in zip(numbers, self.rows, strict=True)
         ]
+
+    def _trim(self) -> None:
+        """So that neither an evaluation nor a checkpoint comes on top of a step."""
+        if self.data.device.type == "cpu":
+            trim()
 
     def _train(self, numbers: Sequence[int]) -> Pieces[tuple[float, ...]]:
         size = self.config.batch_size

@@ -31,6 +31,9 @@ _LEAST_TIMES, _MOST_TIMES = 2, 10
 _SECONDS = 0.05
 """For so long a pass is repeated in a burst, between these bounds."""
 _ROUNDS = 12
+_STEPS = {"cpu": 8, "cuda": 1}
+"""Of a run whose memory is measured, by type of device: on the CPU the later ones find the heap in
+pieces, and take more. After about as many it hardly grows."""
 LITTLE = 2.0**20
 """Bytes: what is less depends on what the allocator has at hand."""
 
@@ -42,7 +45,7 @@ class Measured:
     Attributes:
         step: seconds of a training step.
         evaluation: seconds of a forward pass of `EVALUATED` images.
-        memory: bytes at most of a run of one step, its evaluation and its checkpoint, over what
+        memory: bytes at most of a run of a few steps, its evaluation and its checkpoint, over what
             was held before; the mean of some runs. It is not that of the first run: what is
             compiled for a model's shapes stays in the process, and belongs to no trial.
     """
@@ -222,9 +225,10 @@ def _wait(device: torch.device) -> None:
 
 
 def synthetic(
-    model: ModelConfig, train: TrainConfig, device: torch.device, batches: int = 1
+    model: ModelConfig, train: TrainConfig, device: torch.device, batches: int | None = None
 ) -> ResidentData:
-    """Noise of the shape that a model takes: so many training batches, and one evaluation."""
+    """Noise of the shape that a model takes: training batches, as many as a run is measured over
+    if not said otherwise, and one evaluation."""
     rng = np.random.default_rng(0)
     shape = (model.in_chans, model.image_size, model.image_size)
 
@@ -235,7 +239,7 @@ def synthetic(
     dataset = Dataset(
         name="noise",
         classes=tuple(map(str, range(model.num_classes))),
-        train=split(batches * train.batch_size),
+        train=split((batches or _STEPS[device.type]) * train.batch_size),
         val=split(EVALUATED[device.type]),
         fingerprint="noise",
         may_flip=train.flip,
