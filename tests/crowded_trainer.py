@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ class CrowdedTrainer(Trainer):
     def fit(self, model: Any, train: TrainConfig, *, on_epoch: Any, checkpoint: Path) -> Any:
         if self.others_beside:
             raise Crowded("beside others, the model does not fit in memory: full")
+        time.sleep(1.0)  # others are tried again meanwhile
         write_sealed(checkpoint, b"")
         history = tuple(
             EpochResult(epoch, (1.0,), (1.0,), (0.5,), 0.0, 0.0, 1)

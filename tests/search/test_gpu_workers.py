@@ -54,6 +54,16 @@ def test_what_has_no_room_is_told_from_what_is_slow(specification: Specification
         assert rate(1) is None
 
 
+def test_a_process_that_ends_settles_nothing(
+    specification: Specification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISWEEP_CACHE", str(tmp_path / "cache"))
+    told: list[str] = []
+    assert workers_on(specification, "no such device", told.append) == 1
+    assert told[-1].startswith("one worker: a process that tried out the GPU ")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_the_largest_is_that_of_most_work(specification: Specification) -> None:
     (_, _), (model, _) = typical_and_largest(specification)
     assert (model.patch_size, model.depth) == (8, 2)

@@ -15,6 +15,7 @@ from visweep.training.device import (
     reset_peak_memory,
     resolve_device,
     resolve_precision,
+    use,
 )
 from visweep.training.memory import trim
 
@@ -85,3 +86,15 @@ def test_peak_memory_begins_anew_for_each_run() -> None:
     trim()  # training in this process may have had the C library keep it
     reset_peak_memory(CPU)
     assert peak_memory(CPU) < with_tensor - 100e6
+
+
+@pytest.mark.parametrize(("name", "number"), [("cuda", 0), ("cuda:1", 1)])
+def test_torch_is_given_the_number_of_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    """It refuses a device without one."""
+    given: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_device", given.append)
+    use(torch.device(name))
+    use(torch.device("cpu"))
+    assert given == [number]

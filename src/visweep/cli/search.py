@@ -220,7 +220,8 @@ def _workers(
 def _suitable(opened: OpenStudy, means: Means, view: Watcher) -> int:
     if means.device == "cpu" or opened.slots.unfinished() <= means.pack:
         return default_workers(means.device)
-    return workers_on(opened.specification, means.device, view.note)
+    found = workers_on(opened.specification, means.device, view.note)
+    return max(1, found // means.pack)
 
 
 def _shared_images(

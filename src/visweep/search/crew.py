@@ -23,7 +23,7 @@ from typing import Any
 
 import optuna
 
-from visweep.errors import DataError, StorageError, UsageError, VisweepError
+from visweep.errors import Crowded, DataError, StorageError, UsageError, VisweepError
 from visweep.search.interrupt import Interrupt
 from visweep.search.packing import make_worker
 from visweep.search.processes import context_with_torch
@@ -75,6 +75,7 @@ class _Member:
     error: VisweepError | None = None
     kills: int = 0
     made_room: bool = False
+    alone: bool = False
 
 
 @dataclass
@@ -147,6 +148,9 @@ class Crew:
             if kind in ("advanced", "ended"):
                 member.kills = 0
             getattr(self.watcher, kind)(*content)
+            if kind == "ended" and member.alone:
+                member.alone = False
+                self._fill_up()
 
     def _bury(self, member: _Member) -> None:
         """Say how a worker ended, and start another in place of one that was killed."""
@@ -161,6 +165,14 @@ class Crew:
             self.watcher.left(trial)
         if another is not None:
             self._members[self._members.index(member)] = another
+
+    def _fill_up(self) -> None:
+        """The trial that needed the device for itself has ended: others may fit again, if not as
+        many as before."""
+        self.count //= 2
+        if not self.interrupt.reason:
+            for _ in range(min(self.count, self.opened.slots.unfinished()) - 1):
+                self._members.append(_start(context_with_torch(), self.job))
 
     def _another(self, member: _Member) -> _Member | None:
         """One in its place; None where it would be in vain, or cannot be had."""
@@ -179,6 +191,7 @@ class Crew:
             self.watcher.note(f"no worker can be started: {e}")
             return None
         another.kills = member.kills + 1
+        another.alone = member.made_room
         return another
 
     def _signal(self, number: signal.Signals) -> None:
@@ -283,6 +296,9 @@ def work(job: Job, pipe: Connection) -> None:
         _work(job, teller)
     except KeyboardInterrupt:
         pass  # the lease has been given back
+    except Crowded as e:
+        teller.note(str(e))
+        teller.tell("made_room")
     except VisweepError as e:
         teller.tell("error", type(e).__name__, str(e))
     except Exception as e:
@@ -298,7 +314,7 @@ def _work(job: Job, teller: _Teller) -> None:
         try:
             # The crew's own process has tried the place of the artifacts out.
             opened = join_study(storage, job.study, job.data_dir, job.artifacts, answered=True)
-            trainer = job.make_trainer()
+            trainer = _made_trainer(job)
             trainer.others_beside = job.others_beside
             worker = make_worker(opened, trainer, teller, interrupt, job.pack)
             worker.run()
@@ -306,6 +322,22 @@ def _work(job: Job, teller: _Teller) -> None:
                 teller.tell("made_room")
         finally:
             storage.close()
+
+
+def _made_trainer(job: Job) -> Trainer:
+    """The trainer of this process.
+
+    Raises:
+        Crowded: not even the images fit in memory beside the other workers.
+    """
+    try:
+        return job.make_trainer()
+    except RuntimeError as e:
+        from visweep.training.memory import is_out_of_memory
+
+        if job.others_beside and is_out_of_memory(e):
+            raise Crowded(f"no room for another worker: {e}") from e
+        raise
 
 
 def _at_once(*_: Any) -> None:

@@ -7,20 +7,22 @@ to a number that follows from the models and the card. Where the driver's multi-
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from visweep.config import ModelConfig, TrainConfig, with_parameters
-from visweep.errors import OutOfMemory
+from visweep.errors import OutOfMemory, VisweepError
 from visweep.search.processes import context_with_torch
-from visweep.search.spaces import corners
+from visweep.search.spaces import centre, corners
 from visweep.storage.specification import Specification
 from visweep.training import calibrations
-from visweep.training.counts import multiply_adds
+from visweep.training.estimate import memory_amounts
 
 MOST = 8
 """More than so many proposals at once tell a sampler too little of each other."""
@@ -28,6 +30,7 @@ _WORTH = 1.1
 """Twice as many workers are to be so much faster, since each of them takes memory."""
 _BATCHES = 24
 _SECONDS = 1.0
+_PATIENCE_SECONDS = 120.0
 
 Configuration = tuple[ModelConfig, TrainConfig]
 Rate = Callable[[int], float | None]
@@ -45,14 +48,24 @@ def workers_on(
         tell: is told that it takes a while, where it has to be tried.
     """
     typical, largest = typical_and_largest(specification)
-    path = calibrations.path_of(device, 0, ("workers", typical, largest))
+    path = calibrations.path_of(device, 0, ("workers", typical, largest, _mps_runs()))
     known = calibrations.read(path, lambda found: int(found["workers"]))
-    if known is None:
-        tell("trying how many workers the GPU takes, once for this search: up to half a minute")
+    if known is not None:
+        return known
+    tell("trying how many workers the GPU takes, once for this search: up to half a minute")
+    try:
         with tries(typical, largest, device) as rate:
             known = best_count(rate)
-        calibrations.write(path, {"workers": known})
+    except VisweepError as e:
+        tell(f"one worker: {e}")
+        return 1
+    calibrations.write(path, {"workers": known})
     return known
+
+
+def _mps_runs() -> bool:
+    """Whether workers will compute at the same time."""
+    return Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")).exists()
 
 
 def best_count(rate: Rate, most: int = MOST) -> int:
@@ -70,15 +83,16 @@ def best_count(rate: Rate, most: int = MOST) -> int:
 
 def typical_and_largest(specification: Specification) -> tuple[Configuration, Configuration]:
     """What is timed, and what each worker must have room for."""
-    middle, *others = corners(specification.space, middle=True)
     model, train = specification.model, specification.train
-    configurations = [with_parameters(model, train, point) for point in (middle, *others)]
-    return configurations[0], max(configurations, key=_size)
+    configurations = [with_parameters(model, train, p) for p in corners(specification.space)]
+    typical = with_parameters(model, train, centre(specification.space))
+    return typical, max(configurations, key=_size)
 
 
-def _size(configuration: Configuration) -> int:
+def _size(configuration: Configuration) -> float:
+    """Bytes held, by a count."""
     model, train = configuration
-    return multiply_adds(model) * train.batch_size
+    return max(sum(held.values()) for held in memory_amounts(model, train, "float32", "cuda"))
 
 
 @dataclass
@@ -106,7 +120,7 @@ def tries(typical: Configuration, largest: Configuration, device: str) -> Iterat
             if not _answer(running[-1]):
                 return None
         for one in running:
-            one.pipe.send(True)
+            _ask(one)
         found = [_answer(one) for one in running]
         return None if None in found else sum(filter(None, found))
 
@@ -120,12 +134,25 @@ def tries(typical: Configuration, largest: Configuration, device: str) -> Iterat
             one.pipe.close()
 
 
+def _ask(one: _Try) -> None:
+    try:
+        one.pipe.send(True)
+    except OSError as e:
+        raise VisweepError("a process that tried out the GPU has ended") from e
+
+
 def _answer(one: _Try) -> float | None:
-    """None where it had no room, or was ended."""
+    """None where it had no room.
+
+    Raises:
+        VisweepError: it was ended, or does not answer.
+    """
+    if not one.pipe.poll(_PATIENCE_SECONDS):
+        raise VisweepError("a process that tried out the GPU does not answer")
     try:
         answer: float | None = one.pipe.recv()
-    except (EOFError, OSError):
-        return None
+    except (EOFError, OSError) as e:
+        raise VisweepError("a process that tried out the GPU has ended") from e
     return answer
 
 
@@ -145,6 +172,7 @@ def _train(
     """In a process of its own: says 1 when it is ready, then a rate whenever it is asked."""
     import torch
 
+    from visweep.training.device import use
     from visweep.training.memory import insist
     from visweep.training.passes import Pass
     from visweep.training.probe import synthetic
@@ -158,11 +186,9 @@ def _train(
 
     place = torch.device(device)
     torch.set_num_threads(1)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
+    use(place)
     try:
-        # Torch keeps for later what the largest one took.
-        insist(lambda: warm(largest), "the largest model")
+        held = insist(lambda: warm(largest), "the largest model")
         trained = insist(lambda: warm(typical), "the model")
     except OutOfMemory:
         pipe.send(None)
@@ -175,3 +201,4 @@ def _train(
             trained.epoch([1])
             count += 1
         pipe.send(count * images / seconds)
+    del held  # for which there was to be room until now

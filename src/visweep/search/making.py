@@ -30,12 +30,11 @@ class TrainerMaker:
 
         from visweep.data.resident import to_device
         from visweep.search.trainer import SharedTrainer
+        from visweep.training.device import use
 
         torch.set_num_threads(self.threads)
         device = torch.device(self.device)
-        if device.type == "cuda":
-            # What is asked of "the" GPU is then asked of this one.
-            torch.cuda.set_device(device)
+        use(device)
         if isinstance(self.images, Dataset):
             return SharedTrainer(to_device(self.images, device, self.margin))
         return SharedTrainer(self.images.to(device))

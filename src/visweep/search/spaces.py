@@ -135,6 +135,15 @@ def corners(space: Space, middle: bool = False) -> Iterator[dict[str, Any]]:
     return _combinations(space, values, MOST_CORNERS)
 
 
+def centre(space: Space) -> dict[str, Any]:
+    """The point of middle choices and range middles."""
+    found = {}
+    for name, distribution in space.items():
+        values = _values(distribution, middle=True)
+        found[name] = values[len(values) // 2]
+    return found
+
+
 def has_few_corners(space: Space) -> bool:
     """Whether `corners` gives them all."""
     return math.prod(len(ends(distribution)) for distribution in space.values()) <= MOST_CORNERS

@@ -11,6 +11,7 @@ from visweep.config import ModelConfig, TrainConfig
 from visweep.data.resident import ResidentData
 from visweep.search.packing import Engine, Place
 from visweep.search.worker import Trainer
+from visweep.training.device import use
 from visweep.training.fit import fit, require_fit
 from visweep.training.memory import give_back
 from visweep.training.passes import Member
@@ -103,9 +104,7 @@ class _PlaceTrainer(SharedTrainer):
     def fit(
         self, model: ModelConfig, train: TrainConfig, *, on_epoch: OnEpoch, checkpoint: Path
     ) -> FitResult:
-        if self._data.device.type == "cuda":
-            # Which GPU "the" GPU is, each thread knows for itself.
-            torch.cuda.set_device(self._data.device)
+        use(self._data.device)  # each thread has its own
         require_fit(model, train, self._data)
         run = Run(Member(model, train), self._data, on_epoch, checkpoint)
         try:

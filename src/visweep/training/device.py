@@ -40,6 +40,12 @@ def master_dtype(compute: torch.dtype) -> torch.dtype:
     return torch.float64 if compute == torch.float64 else torch.float32
 
 
+def use(device: torch.device) -> None:
+    """What is asked of "the" GPU in this thread is asked of this one from now on."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)  # it takes no device without a number
+
+
 def wait_for(device: torch.device) -> None:
     """Until the current stream of a GPU has done what it was told; elsewhere it always has."""
     if device.type == "cuda":

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from visweep.errors import OutOfMemory
 from visweep.training.evaluate import Predicted
 from visweep.training.memory import is_out_of_memory
 
@@ -38,7 +39,10 @@ class Graph:
         self._graph = torch.cuda.CUDAGraph()
         for generator in generators:
             self._graph.register_generator_state(generator)
-        with torch.cuda.graph(self._graph):
+        # In a lane on the lane's own stream: graphs captured on one stream share work space.
+        own = torch.cuda.current_stream()
+        stream = None if own == torch.cuda.default_stream() else own
+        with torch.cuda.graph(self._graph, stream=stream):
             work()
 
     def replay(self) -> None:
@@ -59,18 +63,28 @@ def captured(
         or_fail: where memory is short, since others could make room.
 
     Raises:
-        RuntimeError: it was to fail, and memory is short.
+        OutOfMemory: it was to fail, and memory is short.
     """
     try:
         return Graph(work, generators)
     except RuntimeError as e:
-        if or_fail and is_out_of_memory(e):
-            raise
+        if or_fail and _for_want_of_memory(e):
+            raise OutOfMemory(f"capturing a step does not fit in memory: {e}") from e
         cause = str(e).partition("\n")[0]
     if cause not in _told:
         _told.add(cause)
         _log.warning("trained without CUDA graphs, more slowly: %s", cause)
     return None
+
+
+def _for_want_of_memory(error: BaseException) -> bool:
+    """Also where what ends a capture failed in turn."""
+    link: BaseException | None = error
+    while link is not None:
+        if is_out_of_memory(link):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
 
 
 class Forward:

@@ -40,7 +40,7 @@ from visweep.training.unattended import Unattended
 _T = TypeVar("_T")
 
 _FIRST_STEPS = 2
-"""Of an epoch are not replayed: in them all that a step makes once is made."""
+"""Of a pass are not replayed: in them all that a step makes once is made."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Pass:
         self.model.train()
         for index in range(self.steps_per_epoch):
             steps = [step + index for step in first]
-            if index == _FIRST_STEPS and (graph := self._captured()):
+            if (self._graph or index == _FIRST_STEPS) and (graph := self._captured()):
                 left = self.steps_per_epoch - index
                 total = yield from self._replayed(graph, steps, left, order, total)
                 break

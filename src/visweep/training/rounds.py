@@ -10,8 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from visweep.data.resident import ResidentData
 from visweep.errors import Crowded, OutOfMemory
+from visweep.training.device import wait_for
 from visweep.training.lanes import Lane, Pieces, side_by_side
 from visweep.training.memory import give_back, insist
 from visweep.training.passes import Pass, State
@@ -72,12 +75,23 @@ class _Group:
         """
         self.beside = beside
         shared = self.shared()
-        shared.beside = beside
+        shared.beside = beside and all(run.is_kept for run in self.runs)
         results = yield from shared.pieces([run.epoch for run in self.runs])
-        return [
+        turns = [
             Turn(run, (result, shared.state(index)))
             for index, (run, result) in enumerate(zip(self.runs, results, strict=True))
         ]
+        # What is outside the lane reads the states.
+        wait_for(self._data.device)
+        return turns
+
+    def release(self) -> None:
+        """Hold nothing any more."""
+        self._shared, self._states = None, ()
+
+
+_LANES: dict[torch.device, list[Lane]] = {}
+"""Those of this process, whatever is trained in them: each keeps memory for itself."""
 
 
 class Rounds:
@@ -101,7 +115,7 @@ class Rounds:
         self._others_beside = others_beside
         self._runs: list[Run] = []
         self._groups: list[_Group] = []
-        self._lanes: list[Lane] = []
+        self._lanes = _LANES.setdefault(data.device, [])
         # Of a bucket, so many runs at most fit in memory together.
         self._most: dict[Any, int] = {}
         # A pass failed with them, and it is not known with which.
@@ -121,7 +135,8 @@ class Rounds:
         try:
             return insist(lambda: run.result(self._alone(run)), "the model")
         except OutOfMemory as e:
-            if run.is_kept and (self._others_beside or len(self._runs) > 1):
+            others = any(other is not run for other in self._runs)
+            if run.is_kept and (self._others_beside or others):
                 raise Crowded(f"beside others, {e}") from e
             raise
         finally:
@@ -131,7 +146,7 @@ class Rounds:
         """Take a run out; what it has not kept is lost."""
         self._runs = _without(run, self._runs)
         self._apart = _without(run, self._apart)
-        self._groups = [group for group in self._groups if group.runs != (run,)]
+        self._groups = [g for g in self._groups if any(other in self._runs for other in g.runs)]
 
     def round(self) -> Iterator[Turn]:
         """Train an epoch of each run. Where passes follow one another, each is trained when the
@@ -185,6 +200,8 @@ class Rounds:
     def _again(self, group: _Group) -> None:
         """Its runs are to go on from what they have kept, in another pass."""
         self._groups = [other for other in self._groups if other is not group]
+        group.release()
+        give_back()
         for run in group.runs:
             run.go_back()
 
@@ -210,7 +227,7 @@ class Rounds:
         while len(taken) + len(free) < len(wanted):
             free.append(Lane(self._data.device))
         chosen = [stay[runs].lane if runs in stay else free.pop(0) for runs in wanted]
-        self._lanes = [*chosen, *free]
+        self._lanes[:] = [*chosen, *free]
         return chosen
 
     def _wanted(self) -> list[tuple[Run, ...]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from visweep.config import to_json
 from visweep.data.resident import ResidentData
 from visweep.training import checkpoint as checkpoints
@@ -64,8 +66,9 @@ class Run:
         """
         self.history, self._state = [], None
         if self._checkpoint is not None and self._checkpoint.exists():
+            # A GPU may have no room for it yet.
             self.history, tensors = checkpoints.read(
-                self._checkpoint, self._identity(), EpochResult, self._data.device
+                self._checkpoint, self._identity(), EpochResult, torch.device("cpu")
             )
             self._state = State(**{"micro_batch": self.member.train.batch_size, **tensors})
 
