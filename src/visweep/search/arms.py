@@ -25,7 +25,7 @@ from visweep.errors import UsageError
 from visweep.storage.specification import ARM, SEED, Arm, Specification
 
 MOST_SEEDS = 1000
-"""An arm may be trained with so many; with how many it is, the study's budget says, which may grow."""
+"""An arm may be trained with so many; how many it is trained with, the study's budget says."""
 Change = Mapping[str, Any]
 """Fields of a model's or the training configuration, and what becomes of them."""
 
