@@ -14,6 +14,7 @@ from visweep.errors import SpecificationMismatch, UsageError
 from visweep.search.study import (
     STOP,
     checkpoints_of,
+    images_folder,
     load_study,
     open_study,
     specification_of,
@@ -163,3 +164,30 @@ def test_the_space_may_name_fields_of_the_training(
     wider = replace(specification, space={**specification.space, "lr": FloatDistribution(0, 1)})
     opened = open_study(storage, "study", wider, 1)
     assert opened.study.trials[0].system_attrs["fixed_params"]["lr"] == specification.train.lr
+
+
+def test_images_are_where_this_machine_found_them_last(
+    storage: Storage, specification: Specification, tmp_path: Path
+) -> None:
+    def begin_in(folder: str | None) -> optuna.Study:
+        data = specification.data.replace(data_dir=folder)
+        return open_study(storage, "study", replace(specification, data=data), 3).study
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    assert images_folder(begin_in(None)) is None
+    # Before any trial has ended, as after a kill in the first one.
+    study = begin_in(str(first))
+    assert images_folder(study) == str(first)
+    assert images_folder(begin_in(None)) == str(first)
+    # Another machine has gone on with it since.
+    for number, folder in enumerate((second, "/nowhere/else")):
+        study.add_trial(
+            create_trial(value=0.5, user_attrs={"provenance": {"data_dir": str(folder)}})
+        )
+        assert images_folder(study) == str(first), number
+    begin_in("/nowhere/else")
+    assert images_folder(study) == str(second)
+    second.rmdir()
+    assert images_folder(study) is None

@@ -34,6 +34,8 @@ from visweep.training.results import TRAINER_VERSION
 
 STOP = "visweep:stop"
 """Study attribute: set by `visweep stop`, cleared when the sweep is run again."""
+IMAGES = "visweep:images"
+"""Study attribute: the folder where the command that last began or resumed it found the images."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def open_study(
         specification = _judged_as_stored(specification, stored)
         study.set_user_attr(BUDGET, budget)
         keep_artifacts_in(study, artifacts)
+        keep_images_in(study, specification.data.data_dir)
         study.set_user_attr(STOP, False)
         slots = Slots(storage, study_id, this_process())
         slots.set_budget(budget, first=specification.baseline())
@@ -163,6 +166,14 @@ def keep_artifacts_in(study: optuna.Study, place: str | None) -> None:
     """Store where a study's artifacts lie, for whoever works on it from now on."""
     if place is not None and study.user_attrs.get(ARTIFACTS) != place:
         study.set_user_attr(ARTIFACTS, place)
+
+
+def keep_images_in(study: optuna.Study, folder: str | None) -> None:
+    """Store where a study's images lie, for whoever goes on with it on this machine."""
+    if folder is not None:
+        place = str(Path(folder).resolve())
+        if study.user_attrs.get(IMAGES) != place:
+            study.set_user_attr(IMAGES, place)
 
 
 def join_study(
@@ -247,12 +258,17 @@ def specification_of(study: optuna.Study, option: str = "STUDY") -> Specificatio
 
 
 def images_folder(study: optuna.Study) -> str | None:
-    """Where its last trial found the images, if that folder is on this machine, too."""
-    for trial in reversed(study.get_trials(deepcopy=False)):
-        where: str | None = trial.user_attrs.get("provenance", {}).get("data_dir")
-        if where is not None:
-            return where if Path(where).is_dir() else None
-    return None
+    """Where its images were found last, of the folders that are on this machine, too."""
+    trials = reversed(study.get_trials(deepcopy=False))
+    of_trials = (t.user_attrs.get("provenance", {}).get("data_dir") for t in trials)
+    return next((f for f in (study.user_attrs.get(IMAGES), *of_trials) if f and _is_here(f)), None)
+
+
+def _is_here(folder: str) -> bool:
+    try:
+        return Path(folder).is_dir()
+    except PermissionError:  # what another machine has there, we may not even look at here
+        return False
 
 
 def checkpoints_of(
