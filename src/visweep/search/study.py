@@ -14,10 +14,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from visweep.errors import UsageError, unknown_name
-from visweep.search.watch import Progress
+from visweep.search.watch import Progress, TrialView
 from visweep.storage.artifacts import Checkpoints
 from visweep.storage.engine import Storage, storage_errors
-from visweep.storage.owner import this_process
+from visweep.storage.owner import Owner, this_process
 from visweep.storage.slots import Slots
 from visweep.storage.specification import (
     ARTIFACTS,
@@ -88,6 +88,7 @@ class OpenStudy:
         trials = self.trials() if trials is None else trials
         count = Counter(t.state for t in trials)
         finished = [t for t in trials if t.state in FINISHED and t.value is not None]
+        others = self.slots.held_by_others()
         # What a pruned trial would have come to, nobody knows.
         best = max(
             finished,
@@ -101,9 +102,28 @@ class OpenStudy:
             pruned=count[TrialState.PRUNED],
             failed=count[TrialState.FAIL],
             running=count[TrialState.RUNNING],
-            elsewhere=self.slots.held_elsewhere(),
+            elsewhere=sum(not owner.is_here() for owner in others.values()),
+            beside=tuple(
+                self._beside(trial, others[trial.number])
+                for trial in trials
+                if trial.state == TrialState.RUNNING and _is_at_work(others.get(trial.number))
+            ),
             best=None if best is None else (best.number, best.value or 0.0, best.params),
         )
+
+    def _beside(self, trial: FrozenTrial, owner: Owner) -> TrialView:
+        curve = trial.intermediate_values
+        return TrialView(
+            number=trial.number,
+            parameters=trial.params,
+            epochs=self.specification.train.epochs,
+            curve=tuple(curve[epoch] for epoch in sorted(curve)),
+            state=f"process {owner.pid}",
+        )
+
+
+def _is_at_work(owner: Owner | None) -> bool:
+    return owner is not None and owner.is_here() and not owner.is_gone()
 
 
 def open_study(
