@@ -33,6 +33,7 @@ from visweep.storage.lease import (
     LeaseLost,
     Slot,
     lock,
+    owner_of,
     read_slots,
 )
 from visweep.storage.owner import Owner
@@ -178,7 +179,7 @@ class Slots:
         """Who else holds unfinished slots, by the numbers of their trials."""
         with self._storage.reading() as connection:
             held = connection.execute(_OWNERS, self._of_study).all()
-        return {n: Owner.from_text(owner) for n, owner in held if owner != self._owner_text}
+        return {n: owner_of(n, owner) for n, owner in held if owner != self._owner_text}
 
     @patient
     def working_here(self) -> int:
