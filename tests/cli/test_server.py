@@ -64,6 +64,11 @@ def test_a_study_from_its_beginning_to_its_end(
         ("trials", "night", "--csv"),
         ("report", "night"),
         ("train", "--study", "night", "--trial", "0"),
+        ("pack", "night", "-o", "night.visweep"),
+        ("unpack", "night.visweep", "--study", "copy"),
+        ("resume", "copy"),
+        ("check",),
+        ("check", "copy", "--repair"),
         ("stop", "night"),
     ):
         found = run("visweep", *arguments, "--storage", url)
@@ -74,6 +79,7 @@ def test_a_study_from_its_beginning_to_its_end(
     show_no_password(*(path.read_bytes().decode(errors="replace") for path in files))
     show_no_password(everything(postgres, url))
     assert run("visweep", "delete", "night", "--yes", "--storage", url).status == 0
+    assert run("visweep", "delete", "copy", "--yes", "--storage", url).status == 0
     assert postgres.execute("SELECT * FROM visweep_slots", url.rpartition("/")[2]) == []
 
 
