@@ -33,10 +33,10 @@ from visweep.search.worker import MOST_LOST, SweepFailed, Trainer
 from visweep.storage.engine import open_storage, storage_errors
 
 _PATIENCE_SECONDS = 10.0
+"""A worker that was told to stop at once has so long to give its lease back."""
 MOST_KILLS = 2 * MOST_LOST
 """A worker and those in its place are killed so often, without an epoch in between, before there
 is no other: what ends each of them would end the next one, too."""
-"""A worker that was told to stop at once has so long to give its lease back."""
 _ERRORS: dict[str, type[VisweepError]] = {
     kind.__name__: kind for kind in (SweepFailed, StorageError, UsageError, DataError)
 }
