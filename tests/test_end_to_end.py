@@ -88,7 +88,7 @@ def test_killed_in_its_first_trial_it_is_resumed_by_name_with_its_own_images(
         for number in range(20):
             colour = (80 * index, 12 * number, 90)
             Image.new("RGB", (16, 16), colour).save(folder / f"{number}.png")
-    options = ("--epochs", 400, "--pruner", "none", "--batch-size", 8)
+    options = ("--epochs", 150, "--pruner", "none", "--batch-size", 8)
     own = ("--dataset", "imagefolder", "--data-dir", "images", "--image-size", 16)
     mine = Search(launcher, tiny_search, tmp_path / "studies.db", (*own, *options))
     killed = mine.start(1, cwd=tmp_path)
