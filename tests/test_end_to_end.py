@@ -79,6 +79,7 @@ def test_a_killed_search_goes_on_where_it_was(search: MakeSearch, wait_for: Any)
     assert sorted(p.name for p in mine.file.parent.iterdir()) == ["artifacts", "studies.db"]
 
 
+@pytest.mark.slow
 def test_killed_in_its_first_trial_it_is_resumed_by_name_with_its_own_images(
     launcher: Any, tiny_search: Path, tmp_path: Path, wait_for: Any
 ) -> None:
@@ -95,8 +96,13 @@ def test_killed_in_its_first_trial_it_is_resumed_by_name_with_its_own_images(
     wait_for(lambda: mine.is_in_mid_trial(3, number=0), about=killed)
     killed.kill()
     name = "tiny-imagefolder-tiny"
-    process = launcher.start("visweep", "resume", name, "--storage", mine.url, "--workers", 1)
-    process.wait()
+    there = ("--storage", mine.url, "--workers", 1)
+    others = shutil.copytree(tmp_path / "images", tmp_path / "others")
+    Image.new("RGB", (16, 16)).save(others / "class1" / "7.png")
+    for command in (("resume", name), ("worker",)):
+        refused = launcher.run("visweep", *command, *there, "--data-dir", others)
+        assert refused.refusal() == f"--data-dir: these are not the images of study {name!r}"
+    process = launcher.run("visweep", "resume", name, *there)
     assert (process.status, process.stderr) == (0, "")
     assert "begins anew" not in process.stdout
     assert mine.states() == ["COMPLETE"]
