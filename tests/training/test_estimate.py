@@ -243,9 +243,11 @@ def measured_alone(model: ModelConfig, train: TrainConfig) -> Measured:
 
 
 class TestMeasured:
-    def test_the_fastest_burst_and_the_mean_of_all_runs_but_the_first(self) -> None:
-        bursts = [Measured(3.0, 1.0, 99.0), Measured(2.0, 5.0, 10.0), Measured(4.0, 4.0, 20.0)]
-        assert Measured.of(bursts) == Measured(2.0, 1.0, 15.0)
+    def test_the_fastest_burst_and_the_median_of_all_runs_but_the_first(self) -> None:
+        memory = (99.0, 10.0, 20.0, 12.0)
+        steps = (3.0, 2.0, 4.0, 5.0)
+        bursts = [Measured(s, 7.0 - s, m) for s, m in zip(steps, memory, strict=True)]
+        assert Measured.of(bursts) == Measured(2.0, 2.0, 12.0)
 
 
 class TestProbe:

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from random import Random
+from statistics import median
 
 import numpy as np
 import torch
@@ -24,9 +25,9 @@ from visweep.training.fit import fit
 from visweep.training.memory import give_back, insist
 from visweep.training.passes import Pass
 
-_BURSTS = 3
+_BURSTS = 4
 """Each configuration is tried so often, after all the others: what disturbs one burst is over by
-the next, and the allocator has seen the others in between."""
+the next, and the allocator has seen the others in between, in another order each time."""
 _LEAST_TIMES, _MOST_TIMES = 2, 10
 _SECONDS = 0.05
 """For so long a pass is repeated in a burst, between these bounds."""
@@ -46,7 +47,7 @@ class Measured:
         step: seconds of a training step.
         evaluation: seconds of a forward pass of `EVALUATED` images.
         memory: bytes at most of a run of a few steps, its evaluation and its checkpoint, over what
-            was held before; the mean of some runs. It is not that of the first run: what is
+            was held before; the median of some runs. The first run is not among them: what is
             compiled for a model's shapes stays in the process, and belongs to no trial.
     """
 
@@ -60,7 +61,7 @@ class Measured:
         return cls(
             step=min(burst.step for burst in bursts),
             evaluation=min(burst.evaluation for burst in bursts),
-            memory=mean(burst.memory for burst in bursts[1:]),
+            memory=median(burst.memory for burst in bursts[1:]),
         )
 
 
@@ -145,9 +146,14 @@ def prices_of_largest(
 
 
 def measure(
-    configurations: Sequence[tuple[ModelConfig, TrainConfig]], data: ResidentData
+    configurations: Sequence[tuple[ModelConfig, TrainConfig]], data: ResidentData, seed: int = 0
 ) -> list[Measured | None]:
     """Try configurations in turn, several times; nothing of them is kept.
+
+    Args:
+        configurations: what to try.
+        data: what on.
+        seed: of the orders in which they take turns.
 
     Returns:
         For each what it took, or None where it does not fit in memory.
@@ -156,10 +162,20 @@ def measure(
     gc.collect()
     gc.freeze()
     try:
-        rounds = [[_attempted(*c, data) for c in configurations] for _ in range(_BURSTS)]
+        return [_all(bursts) for bursts in _bursts(configurations, data, Random(seed))]
     finally:
         gc.unfreeze()
-    return [_all(bursts) for bursts in zip(*rounds, strict=True)]
+
+
+def _bursts(
+    configurations: Sequence[tuple[ModelConfig, TrainConfig]], data: ResidentData, rng: Random
+) -> list[list[Measured | None]]:
+    """Those of each configuration."""
+    found: list[list[Measured | None]] = [[] for _ in configurations]
+    for _ in range(_BURSTS):
+        for index in rng.sample(range(len(configurations)), len(configurations)):
+            found[index].append(_attempted(*configurations[index], data))
+    return found
 
 
 def _all(bursts: Sequence[Measured | None]) -> Measured | None:
