@@ -22,7 +22,7 @@ from visweep.training import calibrations
 from visweep.training.counts import multiply_adds, num_params
 from visweep.training.estimate import Calibration, amounts
 
-_PROBES = 14
+_PROBES = 20
 _CANDIDATES = 200
 _LARGE, _MOST_MULTIPLY_ADDS = 1.5e9, 1e10
 """Of a training step's forward pass: larger models are tried with few layers, and not at all."""

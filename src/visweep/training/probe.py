@@ -12,6 +12,7 @@ from random import Random
 from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.optimize import nnls
 
@@ -25,7 +26,9 @@ from visweep.training.fit import fit
 from visweep.training.memory import give_back, insist
 from visweep.training.passes import Pass
 
-_BURSTS = 4
+_Array = npt.NDArray[np.float64]
+
+_BURSTS = 3
 """Each configuration is tried so often, after all the others: what disturbs one burst is over by
 the next, and the allocator has seen the others in between, in another order each time."""
 _LEAST_TIMES, _MOST_TIMES = 2, 10
@@ -122,17 +125,37 @@ def prices_of_largest(
 ) -> dict[str, float]:
     """The same where each configuration took the largest of several sums.
 
-    Which one that is follows from the prices, and they from it: some rounds settle both.
+    Which one that is follows from the prices, and they from it: some rounds settle both, and the
+    best is kept of several beginnings.
     """
     names = list(counted[0][0])
     table = np.array([[[row[name] for name in names] for row in rows] for rows in counted], float)
     known = np.array(measured, float)
     scale = np.maximum(table.max(axis=(0, 1)), 1.0)
+    # As if a unit of any amount cost the same; or as if it were the same sum in all of them.
+    alike = table.sum(axis=2).argmax(axis=1)
+    beginnings = [alike, *(np.full(len(known), which) for which in range(table.shape[1]))]
     table /= scale
-    # At first, as if a unit of any amount cost the same.
-    largest = (table * scale).sum(axis=2).argmax(axis=1)
+    _, best = min(
+        (_settled(table, known, least, largest) for largest in beginnings),
+        key=lambda found: found[0],
+    )
+    return {name: float(price) for name, price in zip(names, best / scale, strict=True)}
+
+
+def _settled(
+    table: _Array, known: _Array, least: float, largest: npt.NDArray[np.intp]
+) -> tuple[float, _Array]:
+    """The least error that some rounds come to, and its prices.
+
+    Args:
+        table: the amounts, by configuration, sum and name.
+        known: what each configuration took.
+        least: see `prices`.
+        largest: which sum of each configuration is taken at first.
+    """
     explained = known
-    best = np.inf, np.zeros(len(names))
+    best = np.inf, np.zeros(table.shape[2])
     for _ in range(_ROUNDS):
         # Errors relative to what was measured would favour prices that are too low.
         weight = 1.0 / np.maximum(explained, least)
@@ -142,7 +165,7 @@ def prices_of_largest(
         largest, explained = sums.argmax(axis=1), sums.max(axis=1)
         error = float(np.square((explained - known) / np.maximum(explained, least)).sum())
         best = min(best, (error, solved), key=lambda found: found[0])
-    return {name: float(price) for name, price in zip(names, best[1] / scale, strict=True)}
+    return best
 
 
 def measure(
