@@ -21,10 +21,10 @@ from visweep.analysis.sections.best import best_section
 from visweep.analysis.sections.charts import (
     curves_section,
     history_section,
-    importance_section,
     parallel_section,
     slices_section,
 )
+from visweep.analysis.sections.importance import importance_section
 from visweep.analysis.sections.opening import circumstances, opening
 from visweep.analysis.sections.provenance import provenance_section
 from visweep.analysis.sections.specification import specification_section
