@@ -100,9 +100,7 @@ class TestSpecification:
         with pytest.raises(UsageError, match="vit: depth=2"):
             specified(images).configurations({"arm": "vit: depth=3", "seed": 9})
 
-    def test_studies_without_arms_are_stored_as_before(
-        self, specification: Specification
-    ) -> None:
+    def test_studies_without_arms_are_stored_as_before(self, specification: Specification) -> None:
         assert "arms" not in specification.identity()
         assert specification.configurations({"depth": 2})[0].depth == 2  # type: ignore[union-attr]
 
