@@ -18,31 +18,48 @@ from visweep.analysis.document import Document, Section
 from visweep.analysis.overview import Overview, read
 from visweep.analysis.rendering import to_html
 from visweep.analysis.sections.best import best_section
+from visweep.analysis.sections.budget import budget_section
 from visweep.analysis.sections.charts import (
     curves_section,
     history_section,
-    importance_section,
     parallel_section,
     slices_section,
 )
+from visweep.analysis.sections.importance import importance_section
 from visweep.analysis.sections.opening import circumstances, opening
 from visweep.analysis.sections.provenance import provenance_section
 from visweep.analysis.sections.specification import specification_section
 from visweep.analysis.sections.trials import trials_section
+from visweep.analysis.sections.verdicts import ablation_section, verdicts_section
 from visweep.errors import UsageError
 
-SECTIONS: tuple[Callable[[Overview], Section], ...] = (
-    best_section,
-    history_section,
+MakeSection = Callable[[Overview], Section | None]
+
+
+def _of_searches(make: MakeSection) -> MakeSection:
+    """A section that has nothing to say where an arm and a seed are all that is varied."""
+
+    def section(overview: Overview) -> Section | None:
+        return None if overview.compares_arms else make(overview)
+
+    return section
+
+
+SECTIONS: tuple[MakeSection, ...] = (
+    _of_searches(best_section),
+    verdicts_section,
+    ablation_section,
+    _of_searches(history_section),
     curves_section,
-    parallel_section,
-    slices_section,
-    importance_section,
+    _of_searches(parallel_section),
+    _of_searches(slices_section),
+    _of_searches(importance_section),
+    budget_section,
     trials_section,
     specification_section,
     provenance_section,
 )
-"""The report's sections, in order."""
+"""The report's sections, in order; one that has nothing to say of a study is None."""
 
 
 def build_report(study: optuna.Study, where: Sequence[str] = ()) -> str:
@@ -91,7 +108,7 @@ def document(study: optuna.Study, where: Sequence[str] = ()) -> Document:
         title=overview.name,
         subtitle=" · ".join(circumstances(overview)),
         opening=opening(overview),
-        sections=[section(overview) for section in SECTIONS],
+        sections=[section for make in SECTIONS if (section := make(overview)) is not None],
         footer=f"Made by visweep {version('visweep')} with Optuna {optuna.__version__}. "
         "This page is complete in itself: it loads nothing from the network.",
     )
