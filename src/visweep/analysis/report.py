@@ -71,7 +71,15 @@ def write_report(study: optuna.Study, path: Path, where: Sequence[str] = ()) -> 
     Raises:
         UsageError: the study has several objectives, or the file cannot be written.
     """
-    page = build_report(study, where)
+    write_text(build_report(study, where), path)
+
+
+def write_text(page: str, path: Path) -> None:
+    """Write a page to `path`: the whole of it, or nothing.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("x", encoding="utf-8") as file:
