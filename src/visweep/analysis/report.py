@@ -25,8 +25,8 @@ from visweep.analysis.sections.charts import (
     parallel_section,
     slices_section,
 )
+from visweep.analysis.sections.environment import environment_section
 from visweep.analysis.sections.opening import circumstances, opening
-from visweep.analysis.sections.provenance import provenance_section
 from visweep.analysis.sections.specification import specification_section
 from visweep.analysis.sections.trials import trials_section
 from visweep.errors import UsageError
@@ -40,7 +40,7 @@ SECTIONS: tuple[Callable[[Overview], Section], ...] = (
     importance_section,
     trials_section,
     specification_section,
-    provenance_section,
+    environment_section,
 )
 """The report's sections, in order."""
 
