@@ -52,7 +52,7 @@ class Expectation:
         the study's limits."""
         spec, bounds = self.specification, Bounds(self.specification)
         allowed = [p for p in corners(spec.space) if bounds.allow(p)] or [spec.baseline()]
-        made = (with_parameters(spec.model, spec.train, point) for point in allowed)
+        made = (spec.configurations(point) for point in allowed)
         return max(peak_memory(model, train, self.calibration) for model, train in made)
 
 

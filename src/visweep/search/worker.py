@@ -32,6 +32,7 @@ from visweep.storage.engine import DATABASE_ERRORS, storage_errors
 from visweep.storage.lease import Lease, LeaseLost
 from visweep.storage.specification import ARM, provenance
 from visweep.storage.tables import RUNG
+from visweep.training.calibrations import hardware
 from visweep.training.results import (
     OUT_OF_MEMORY,
     TRAINER_VERSION,
@@ -144,7 +145,11 @@ class Worker:
         spec = opened.specification
         self.pruner = make_pruner(spec.pruner, spec.seed, spec.train.epochs)
         self.provenance = provenance(
-            trainer.device, spec.data.data_dir, trainer.threads, TRAINER_VERSION
+            trainer.device,
+            spec.data.data_dir,
+            trainer.threads,
+            TRAINER_VERSION,
+            hardware(trainer.device),
         )
 
     def run(self) -> None:
