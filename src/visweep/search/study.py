@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -110,6 +111,7 @@ def open_study(
     specification: Specification,
     budget: int,
     artifacts: str | None = None,
+    attributes: Mapping[str, Any] = MappingProxyType({}),
 ) -> OpenStudy:
     """Create the study, or resume it, with room for `budget` trials in all.
 
@@ -119,6 +121,7 @@ def open_study(
         specification: what it must be.
         budget: how many trials it has in all.
         artifacts: where its artifacts lie from now on; None for where it says.
+        attributes: more that a new study keeps of itself.
 
     Raises:
         UsageError: the study exists under another identity, or is not ours.
@@ -138,6 +141,7 @@ def open_study(
                     BUDGET: budget,
                     TRAINER: TRAINER_VERSION,
                     **({} if artifacts is None else {ARTIFACTS: artifacts}),
+                    **attributes,
                 },
             )
         stored = study.user_attrs[SPECIFICATION]
@@ -202,7 +206,7 @@ def _in_stored_precision(
 ) -> Specification:
     """On another device the study goes on in the number format that it was begun in."""
     precision = identity["train"]["precision"]
-    return replace(specification, train=specification.train.replace(precision=precision))
+    return specification.in_precision(precision)
 
 
 def _judged_as_stored(specification: Specification, stored: Mapping[str, Any]) -> Specification:
