@@ -108,7 +108,7 @@ class AblationTable:
         arms: every arm with its results, in the study's order.
         rows: the changes, in the same order.
         verdicts: of the rows together.
-        seeds: that the study trains with.
+        seeds: that any of its runs that ended was trained with.
     """
 
     arms: tuple[ArmResults, ...]
@@ -150,8 +150,8 @@ def ablation_table(
         )
         for each, row in zip(changes, verdicts.rows, strict=True)
     )
-    seeds = tuple(specification.space[SEED].choices)  # type: ignore[attr-defined]
-    return AblationTable(tuple(results.values()), rows, verdicts, seeds)
+    seeds = sorted({seed for each in results.values() for seed in each.accuracy})
+    return AblationTable(tuple(results.values()), rows, verdicts, tuple(seeds))
 
 
 def differences(arm: Arm, baseline: Arm) -> dict[str, tuple[Any, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -26,8 +25,8 @@ Seeds = Annotated[
         metavar="K",
         min=1,
         rich_help_panel=opt.SEARCH,
-        help="How many seeds each configuration is trained with, such as 10. A study can be "
-        "judged from 2 on; 5 is a beginning.",
+        help="How many seeds each configuration is trained with in all, such as 10: run it again "
+        "with a larger number, and only those are trained that are missing.",
     ),
 ]
 Study = Annotated[
@@ -46,7 +45,7 @@ Study = Annotated[
 class AblationOptions(Asked):
     """What such a script was asked for; fields are named after the options."""
 
-    seeds: Sequence[int]
+    seeds: int
     seed: int
 
 
@@ -89,7 +88,7 @@ def command(recipe: Ablation):  # type: ignore[no-untyped-def]  # typer reads th
             train=with_options(
                 train, epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay
             ),
-            seeds=replica_seeds(seed, seeds),
+            seeds=seeds,
             seed=seed,
             device=device,
             workers=opt.number_of_workers(workers),
@@ -119,14 +118,14 @@ def prepare_ablation(recipe: Ablation, asked: AblationOptions) -> Prepared:
     train = asked.train.replace(**dataset.train_fields)
     specification = arms_specification(
         recipe.arms(train, dataset.model_fields),
-        asked.seeds,
+        first_seed=replica_seeds(asked.seed, 1)[0],
         data=asked.data,
         fingerprint=dataset.fingerprint,
         precision=precision_on(device, train.precision),
         seed=asked.seed,
     )
     return Prepared(
-        asked=replace(asked, trials=len(specification.arms) * len(asked.seeds)),
+        asked=replace(asked, trials=len(specification.arms) * asked.seeds),
         name=asked.study or f"{recipe.name}-{asked.data.name}",
         specification=specification,
         dataset=dataset,

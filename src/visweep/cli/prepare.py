@@ -31,6 +31,7 @@ class Prepared:
         dataset: the images.
         device: that is to train.
         attributes: of the study, besides its specification.
+        renamed_by: the option that gives it another name.
     """
 
     asked: Asked
@@ -39,6 +40,7 @@ class Prepared:
     dataset: Dataset
     device: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    renamed_by: str = "--study"
 
 
 def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:

@@ -100,6 +100,7 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
             asked.trials,
             asked.artifacts,
             prepared.attributes,
+            option=prepared.renamed_by,
         )
         done = opened.progress().finished
         if done > asked.trials:

@@ -1,7 +1,5 @@
 """The command line of a script in `sweeps/`: the options that they share, and what they do."""
 
-from __future__ import annotations
-
 import multiprocessing
 import sys
 from dataclasses import dataclass
@@ -158,7 +156,7 @@ def search(recipe: Recipe, asked: SweepOptions, dry_run: bool) -> int:
     return train_all(prepare(recipe, asked), dry_run)
 
 
-def train_all(prepared: Prepared, dry_run: bool = False) -> int:
+def train_all(prepared: "Prepared", dry_run: bool = False) -> int:
     """Train a study to its end, or only show what it would cost; returns the exit status."""
     console = opt.console()
     if dry_run:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from visweep import text
 from visweep.config import (
@@ -24,6 +24,8 @@ from visweep.config import (
 from visweep.errors import UsageError
 from visweep.storage.specification import ARM, SEED, Arm, Specification
 
+MOST_SEEDS = 1000
+"""An arm may be trained with so many; how many it is trained with, the study's budget says."""
 Change = Mapping[str, Any]
 """Fields of a model's or the training configuration, and what becomes of them."""
 
@@ -90,8 +92,8 @@ def _fitted(name: str, model: ModelConfig, fields: Mapping[str, Any]) -> ModelCo
 
 def arms_specification(
     arms: Mapping[str, Arm],
-    seeds: Sequence[int],
     *,
+    first_seed: int,
     data: DataConfig,
     fingerprint: str,
     precision: Precision,
@@ -101,7 +103,8 @@ def arms_specification(
 
     Args:
         arms: by name; those with `against` None are what others are compared with.
-        seeds: that each is trained with, in this order.
+        first_seed: that each is trained with; the numbers after it follow, for as long as the
+            study's budget goes.
         data: which images.
         fingerprint: of the images' content.
         precision: number format of the training.
@@ -113,7 +116,7 @@ def arms_specification(
     specification = Specification(
         space={
             ARM: CategoricalDistribution(list(arms)),
-            SEED: CategoricalDistribution(list(seeds)),
+            SEED: IntDistribution(first_seed, first_seed + MOST_SEEDS - 1),
         },
         data=data,
         fingerprint=fingerprint,

@@ -112,6 +112,8 @@ def open_study(
     budget: int,
     artifacts: str | None = None,
     attributes: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    option: str = "--study",
 ) -> OpenStudy:
     """Create the study, or resume it, with room for `budget` trials in all.
 
@@ -122,6 +124,7 @@ def open_study(
         budget: how many trials it has in all.
         artifacts: where its artifacts lie from now on; None for where it says.
         attributes: more that a new study keeps of itself.
+        option: that gives the study another name; named by errors.
 
     Raises:
         UsageError: the study exists under another identity, or is not ours.
@@ -132,7 +135,7 @@ def open_study(
         )
         study_id = study._study_id
         if SPECIFICATION not in study.user_attrs:
-            _require_new(study)
+            _require_new(study, option)
             storage.set_study_attributes_once(
                 study_id,
                 {
@@ -146,7 +149,7 @@ def open_study(
             )
         stored = study.user_attrs[SPECIFICATION]
         specification = _in_stored_precision(specification, stored["identity"])
-        require_same(name, stored["identity"], specification)
+        require_same(name, stored["identity"], specification, option)
         specification = _judged_as_stored(specification, stored)
         study.set_user_attr(BUDGET, budget)
         keep_artifacts_in(study, artifacts)
@@ -214,12 +217,12 @@ def _judged_as_stored(specification: Specification, stored: Mapping[str, Any]) -
     return replace(specification, limits=specification.limits.with_judge(stored.get("judge")))
 
 
-def _require_new(study: optuna.Study) -> None:
+def _require_new(study: optuna.Study, option: str) -> None:
     """A study without specification is ours only if a kill fell between creating and storing."""
     begun = [t for t in study.get_trials(deepcopy=False) if t.state.name != "WAITING"]
     if begun or study.directions != [StudyDirection.MAXIMIZE]:
         raise UsageError(
-            f"--study: {study.study_name!r} was made by another tool; give another name"
+            f"{option}: {study.study_name!r} was made by another tool; give another name"
         )
 
 

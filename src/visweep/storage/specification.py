@@ -16,7 +16,7 @@ from typing import Any
 
 from optuna.distributions import (
     BaseDistribution,
-    CategoricalDistribution,
+    IntDistribution,
     distribution_to_json,
     json_to_distribution,
 )
@@ -193,13 +193,10 @@ class Specification:
     def baseline(self) -> dict[str, Any]:
         """The baseline configuration as a point of the space."""
         if self.arms:
-            return {ARM: next(iter(self.arms)), SEED: self._seeds()[0]}
+            distribution = self.space[SEED]
+            assert isinstance(distribution, IntDistribution)
+            return {ARM: next(iter(self.arms)), SEED: distribution.low}
         return {name: self._field(name) for name in self.space}
-
-    def _seeds(self) -> tuple[int, ...]:
-        distribution = self.space[SEED]
-        assert isinstance(distribution, CategoricalDistribution)
-        return tuple(int(seed) for seed in distribution.choices)  # type: ignore[arg-type]
 
     def _field(self, name: str) -> Any:
         field, _, index = name.partition(".")
@@ -208,8 +205,10 @@ class Specification:
         return value[int(index)] if index else value
 
 
-def require_same(study: str, stored: Mapping[str, Any], wanted: Specification) -> None:
-    """See that a study is resumed as what it was created.
+def require_same(
+    study: str, stored: Mapping[str, Any], wanted: Specification, option: str = "--study"
+) -> None:
+    """See that a study is resumed as what it was created; errors name the option that names it.
 
     Raises:
         SpecificationMismatch: with the first field that differs and both its values.
@@ -217,7 +216,7 @@ def require_same(study: str, stored: Mapping[str, Any], wanted: Specification) -
     differing = difference(stored, wanted.identity(), "was", "now")
     if differing is not None:
         raise SpecificationMismatch(
-            f"study {study!r}: {differing}; start another one with --study NAME"
+            f"study {study!r}: {differing}; start another one with {option} NAME"
         )
 
 
