@@ -35,7 +35,7 @@ def correct(
         there = model.to(data.device)
         found = [
             predict(there, data, batch.to(data.device), 1, torch.float32)[0].argmax(-1).cpu()
-            for batch in torch.from_numpy(split.images).split(_BATCH)
+            for batch in torch.split(torch.from_numpy(split.images), _BATCH)
         ]
         rows.append((torch.cat(found) == labels).numpy())
     return np.stack(rows)
