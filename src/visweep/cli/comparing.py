@@ -41,8 +41,8 @@ def ablate(
         typer.Option(
             "--to",
             metavar="WHAT",
-            help="What each parameter is set to: baseline, the value that the search began with, "
-            "or neighbours, the values next to it in the space.",
+            help="What each parameter is set to, such as neighbours, the values next to it in the "
+            "space, or baseline, the value that the search began with.",
         ),
     ] = "baseline",
     seeds: Annotated[

@@ -57,14 +57,17 @@ def run(recipe: Recipe | Ablation) -> None:
     if multiprocessing.parent_process() is not None:
         return
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(help=sys.modules["__main__"].__doc__)(command_of(recipe))
+    call(app)
+
+
+def command_of(recipe: Recipe | Ablation):  # type: ignore[no-untyped-def]
+    """The command of a script: a function whose signature typer reads."""
     if isinstance(recipe, Ablation):
         from visweep.cli.ablation import command
 
-        made = command(recipe)
-    else:
-        made = _command(recipe)
-    app.command(help=sys.modules["__main__"].__doc__)(made)
-    call(app)
+        return command(recipe)
+    return _command(recipe)
 
 
 def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the signature
