@@ -315,10 +315,12 @@ class TestWithout:
         assert here.raced().test is None
         assert here.raced().chosen == "trial 0"
 
-    def test_the_weights(self, races: Any) -> None:
+    def test_the_weights(self, races: Any, images: Path) -> None:
         here = races()
-        here.run("--top", 2, "--seeds", "2..2", "--timeout", "0.01s")
-        here.launcher.run("visweep", "resume", "greys-race", "--workers", 1, *here.storage)
+        here.start("--top", 2, "--seeds", "2..2", "--timeout", "0.01s").wait()
+        here.start("--timeout", "0.01s").wait()
+        on = ("resume", "greys-race", "--workers", 1, "--data-dir", images, *here.storage)
+        here.launcher.run("visweep", *on)
         for path in here.folder.glob("artifacts/greys-race-*/*.ckpt"):
             path.unlink()
         process = here.start().wait()

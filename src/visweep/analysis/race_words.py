@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from visweep import text
 from visweep.analysis.measure import points
@@ -55,6 +56,16 @@ def outcome(raced: Raced) -> str:
     return f"The race is not decided: {text.plural(len(race.survivors), 'arm')} are left."
 
 
+def fate(raced: Raced, arm: str) -> str:
+    """`dropped at 5 seeds`, `wins`, `tied`, or `in the race`."""
+    for look in raced.race.looks:
+        if arm in look.took_part and arm not in look.survivors:
+            how = "withdrawn" if arm in look.withdrawn else "dropped"
+            return f"{how} at {look.seeds} seeds"
+    decided = {Outcome.WINNER: "wins", Outcome.TIE: "tied"}
+    return decided.get(raced.race.outcome, "in the race")
+
+
 def promised(raced: Raced) -> str:
     """What the rule of dropping is worth."""
     return (
@@ -65,30 +76,59 @@ def promised(raced: Raced) -> str:
     )
 
 
-def numbers(raced: Raced, arm: str) -> Iterator[tuple[str, str, str]]:
-    """The accuracies of an arm, the most flattered first: what it is, the number, and a remark."""
+@dataclass(frozen=True)
+class Number:
+    """An accuracy, what it is, and what it is worth.
+
+    Attributes:
+        what: a few words.
+        accuracy: in per cent.
+        interval: its 95 % interval in per cent; empty where there is none.
+        remark: what it was measured on.
+    """
+
+    what: str
+    accuracy: str
+    interval: str
+    remark: str
+
+
+def numbers(raced: Raced, arm: str) -> Iterator[Number]:
+    """The accuracies of an arm, the most flattered one first."""
     searched = raced.arms[arm]
-    yield (
+    yield Number(
         "validation, in the search",
         text.percent(searched.accuracy),
+        "",
         f"trial {searched.trial}, chosen as one of the best of {raced.among}: optimistic",
     )
     mean = raced.mean(arm)
     if mean is not None:
-        said = "new seeds, on the validation images that it was chosen by"
-        if arm == raced.race.winner or raced.test is not None:
-            said += "; whoever wins a race is flattered a little again"
-        yield "validation, in the race", with_interval(mean), said
+        remark = "new seeds, on the validation images that it was chosen by"
+        yield Number(
+            "validation, in the race",
+            text.percent(mean.accuracy),
+            interval(mean),
+            f"{remark}; who wins a race is flattered a little again",
+        )
     if raced.test is not None and raced.test.arm == arm:
-        yield "test", with_interval(raced.test), tested(raced.test)
+        test = raced.test
+        yield Number("test", text.percent(test.accuracy), interval(test), tested(test))
+
+
+def interval(found: Mean | TestResult) -> str:
+    """`86.1 to 88.5 %`, the 95 % interval; empty where there is none."""
+    if found.low is None or found.high is None:
+        return ""
+    return f"{100 * found.low:.1f} to {text.percent(found.high)}"
 
 
 def with_interval(found: Mean | TestResult) -> str:
-    """`87.3 % (86.1 to 88.5 %)`, a 95 % interval."""
-    shown = text.percent(found.accuracy)
-    if found.low is None or found.high is None:
-        return shown
-    return f"{shown} ({100 * found.low:.1f} to {text.percent(found.high)})"
+    """`87.3 % (86.1 to 88.5 %)`."""
+    between = interval(found)
+    return (
+        f"{text.percent(found.accuracy)} ({between})" if between else text.percent(found.accuracy)
+    )
 
 
 def tested(test: TestResult) -> str:

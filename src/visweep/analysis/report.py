@@ -27,12 +27,14 @@ from visweep.analysis.sections.charts import (
 )
 from visweep.analysis.sections.opening import circumstances, opening
 from visweep.analysis.sections.provenance import provenance_section
+from visweep.analysis.sections.race import race_section
 from visweep.analysis.sections.specification import specification_section
 from visweep.analysis.sections.trials import trials_section
 from visweep.errors import UsageError
 
 SECTIONS: tuple[Callable[[Overview], Section | None], ...] = (
     best_section,
+    race_section,
     history_section,
     curves_section,
     parallel_section,

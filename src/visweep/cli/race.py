@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean
+from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
@@ -20,6 +23,7 @@ from visweep.cli.sweep import train_all
 from visweep.cli.testing import evaluate_once
 from visweep.errors import UsageError
 from visweep.search.arms import MOST_SEEDS
+from visweep.search.study import images_folder
 from visweep.storage.specification import OF, RACE, SPECIFICATION, Arm
 from visweep.storage.url import bare
 
@@ -50,15 +54,15 @@ def race(console: Console, wanted: Wanted) -> int:
         raise UsageError(f"--top: {wanted.top} is not accepted; accepted: 2, 3, 4, …")
     seeds = None if wanted.seeds is None else _range(wanted.seeds)
     name = f"{wanted.study}-{KIND}"
-    begun = _begun(wanted, name)
+    begun, local = _begun(wanted, name)
     if begun is None:
-        source = _source(wanted)
-        status = _begin(source, name, wanted.top or TOP, seeds or SEEDS, wanted.local)
+        source = source_of(wanted.study, local)
+        status = _begin(source, name, wanted.top or TOP, seeds or SEEDS, local)
     else:
         _require_same(begun, name, wanted, seeds)
-        status = resume(console, name, wanted.local)
+        status = resume(console, name, local)
     if status == 0:
-        evaluate_once(console, name, wanted.local)
+        evaluate_once(console, name, local)
     return status
 
 
@@ -73,35 +77,34 @@ def _range(given: str) -> tuple[int, int]:
     return first, last
 
 
-def _begun(wanted: Wanted, name: str) -> Mapping[str, object] | None:
-    """What the race was begun with; None where there is none yet."""
-    import optuna
-
-    with opened(wanted.local.storage, wanted.study) as (study, storage):
+def _begun(wanted: Wanted, name: str) -> tuple[Mapping[str, Any] | None, Local]:
+    """What the race was begun with, None where there is none yet; and what this machine brings,
+    with the images where the study found them."""
+    local = wanted.local
+    with opened(local.storage, wanted.study) as (study, storage):
         of = study.user_attrs.get(OF, {})
         if of.get("kind") == KIND:
             raise UsageError(
                 f"STUDY: {wanted.study!r} is a race itself; go on with it: "
                 f"visweep race {shlex.quote(str(of.get('study')))}"
             )
+        if local.data_dir is None and (folder := images_folder(study)) is not None:
+            local = replace(local, data_dir=Path(folder))
         if name not in optuna.get_all_study_names(storage):
-            return None
+            return None, local
         attributes = optuna.load_study(study_name=name, storage=storage).user_attrs
-    if RACE in attributes:
-        return dict(attributes[RACE])
-    if SPECIFICATION in attributes:
+    if SPECIFICATION in attributes and RACE not in attributes:
         raise UsageError(f"STUDY: {name!r} is there already, and is no race; rename or delete it")
-    return None
+    return attributes.get(RACE), local
 
 
 def _require_same(
-    begun: Mapping[str, object], name: str, wanted: Wanted, seeds: tuple[int, int] | None
+    begun: Mapping[str, Any], name: str, wanted: Wanted, seeds: tuple[int, int] | None
 ) -> None:
     """The thresholds depend on both, so that neither can change on the way."""
     url = storage_url(wanted.local.storage)
     delete = shlex.join(["visweep", "delete", name, "--storage", bare(url)])
     arms, first, last = begun["arms"], begun["first"], begun["last"]
-    assert isinstance(arms, Mapping)
     if wanted.top not in (None, len(arms)):
         raise UsageError(
             f"--top: this race was begun with {len(arms)}; leave it out, or begin anew: {delete}"
@@ -111,10 +114,6 @@ def _require_same(
             f"--seeds: this race was begun with {first}..{last}; leave it out, or begin anew: "
             f"{delete}"
         )
-
-
-def _source(wanted: Wanted) -> Source:
-    return source_of(wanted.study, wanted.local)
 
 
 def _begin(source: Source, name: str, top: int, seeds: tuple[int, int], local: Local) -> int:

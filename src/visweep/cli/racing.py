@@ -13,7 +13,6 @@ from rich.table import Table
 from visweep import text
 from visweep.analysis import race_words as words
 from visweep.analysis.race import Raced, read_race
-from visweep.analysis.statistics.racing import Outcome
 from visweep.search.study import OpenStudy
 from visweep.storage.replicates import seeds_of
 from visweep.storage.specification import ARM, BUDGET, DROPPED, SEED
@@ -99,18 +98,9 @@ def _arms(raced: Raced) -> Table:
             text.percent(searched.accuracy),
             _MISSING if mean is None else words.with_interval(mean),
             str(len(raced.seeds_of(arm))),
-            _fate(raced, arm),
+            words.fate(raced, arm),
         )
     return shown
-
-
-def _fate(raced: Raced, arm: str) -> str:
-    for look in raced.race.looks:
-        if arm in look.withdrawn or any(drop.arm == arm for drop in look.dropped):
-            how = "withdrawn" if arm in look.withdrawn else "dropped"
-            return f"{how} at {look.seeds} seeds"
-    decided = {Outcome.WINNER: "wins", Outcome.TIE: "tied"}
-    return decided.get(raced.race.outcome, "in the race")
 
 
 def _conclusions(raced: Raced) -> list[str]:

@@ -17,7 +17,7 @@ from visweep.cli.join import Local
 from visweep.cli.options import artifacts_place, storage_url
 from visweep.cli.search import quietly_opened
 from visweep.data.dataset import Split, fingerprint
-from visweep.errors import DataError, UsageError
+from visweep.errors import CheckpointError, DataError, UsageError
 from visweep.search.duplicates import trained_as
 from visweep.search.study import OpenStudy, images_folder, join_study, load_study
 from visweep.storage.replicates import seeds_of
@@ -52,9 +52,7 @@ def evaluate_once(console: Console, name: str, local: Local) -> None:
             except DataError as e:
                 text.print_line(console, f"the test images were not looked at: {e}")
                 return
-            measured = _measured(opened, raced, raced.chosen, images, local.device)
-            # Whoever else measures it at the same time finds it stored, or stores it.
-            storage.set_study_attributes_once(opened.study_id, {TEST: measured})
+            _measure(opened, raced, raced.chosen, images, local.device)
             raced = _read(opened)
             _thin(opened, raced.chosen)
         for line in _shown(raced):
@@ -67,9 +65,22 @@ def _read(opened: OpenStudy) -> Raced:
 
 def _shown(raced: Raced) -> Iterator[str]:
     assert raced.test is not None
-    for what, number, remark in words.numbers(raced, raced.test.arm):
-        yield f"{raced.test.arm}, {what}: {number} – {remark}"
+    for number in words.numbers(raced, raced.test.arm):
+        between = f" ({number.interval})" if number.interval else ""
+        yield f"{raced.test.arm}, {number.what}: {number.accuracy}{between} – {number.remark}"
     yield words.curse(raced)
+
+
+def _measure(opened: OpenStudy, raced: Raced, arm: str, images: Split, device: str) -> None:
+    """See that the number is stored, once."""
+    try:
+        measured = _measured(opened, raced, arm, images, device)
+    except (UsageError, CheckpointError):
+        # Another command was faster: the weights go as soon as it has stored the number.
+        if _read(opened).test is None:
+            raise
+    else:
+        opened.storage.set_study_attributes_once(opened.study_id, {TEST: measured})
 
 
 def _measured(

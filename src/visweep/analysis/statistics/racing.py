@@ -88,6 +88,11 @@ class Look:
     survivors: tuple[str, ...]
     closest: float | None
 
+    @property
+    def took_part(self) -> frozenset[str]:
+        """Who was left before it."""
+        return frozenset((*self.survivors, *self.withdrawn, *(d.arm for d in self.dropped)))
+
 
 @dataclass(frozen=True)
 class Race:
