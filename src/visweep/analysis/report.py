@@ -28,6 +28,7 @@ from visweep.analysis.sections.charts import (
 from visweep.analysis.sections.environment import environment_section
 from visweep.analysis.sections.importance import importance_section
 from visweep.analysis.sections.opening import circumstances, opening
+from visweep.analysis.sections.race import race_section
 from visweep.analysis.sections.specification import specification_section
 from visweep.analysis.sections.trials import trials_section
 from visweep.analysis.sections.verdicts import ablation_section, verdicts_section
@@ -49,6 +50,7 @@ SECTIONS: tuple[MakeSection, ...] = (
     _of_searches(best_section),
     verdicts_section,
     ablation_section,
+    race_section,
     _of_searches(history_section),
     curves_section,
     _of_searches(parallel_section),

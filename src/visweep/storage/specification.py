@@ -47,6 +47,10 @@ study was begun with, which those of older versions do not say."""
 OF = "visweep:of"
 """User attribute of a study that was made of another one: that one's name, and what kind it is."""
 
+RACE, DROPPED, TEST = "visweep:race", "visweep:dropped", "visweep:test"
+"""User attributes of a study that races: between what and by which seeds, the arms that take part
+no longer, and what the one that was chosen reached on the test images."""
+
 ARM, SEED = "arm", "seed"
 """The parameters of a study of arms: the name of one, and the seed that it is trained with."""
 
