@@ -57,6 +57,18 @@ class TestTrials:
         assert len(set(each)) > 1
         assert trial.value == pytest.approx(sum(each) / 3)
 
+    def test_training_curves_are_kept_where_they_are_asked_for(self, sweep: MakeSweep) -> None:
+        asked = sweep(1, name="with", train={"train_curves": True, "seeds": (0, 1)}).run()
+        (trial,), (plain,) = asked.trials, sweep(1, train={"seeds": (0, 1)}).run().trials
+        curves = trial.user_attrs["train_curves"]
+        assert set(curves) == {"plain", "augmented"}
+        assert [len(curve) for curve in curves.values()] == [3, 3]
+        assert curves["plain"] != curves["augmented"]
+        assert trial.user_attrs["train_accuracy"] == curves["plain"][-1]
+        assert trial.intermediate_values == plain.intermediate_values
+        assert trial.user_attrs["train_accuracy"] == plain.user_attrs["train_accuracy"]
+        assert "train_curves" not in plain.user_attrs
+
     def test_the_watcher_hears_of_everything(self, sweep: MakeSweep) -> None:
         done = sweep(2).run()
         heard = done.heard

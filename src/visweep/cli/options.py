@@ -118,6 +118,16 @@ WeightDecay = Annotated[
         help="Decoupled weight decay of weight matrices, such as 0.1.",
     ),
 ]
+TrainCurves = Annotated[
+    bool,
+    typer.Option(
+        "--train-curves/--no-train-curves",
+        rich_help_panel=TRAINING,
+        help="Measure training accuracy after each epoch, without and with the random translation "
+        "and flip of training, for the learning curves of the report. It changes nothing of what "
+        "is trained, and costs two more evaluations an epoch.",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(

@@ -49,6 +49,8 @@ SAME_FAILURES = 3
 """So many trials in a row that fail for the same cause stop the sweep."""
 MOST_LOST = 5
 """A trial that so many workers in a row were lost with, at the same epoch, is not tried again."""
+TRAIN_CURVES = "train_curves"
+"""Trial attribute: training accuracy by epoch, `plain` and `augmented`; see `EpochResult`."""
 _POLL_SECONDS = 1.0
 
 
@@ -438,6 +440,17 @@ def _failed_alike(trials: Sequence[FrozenTrial]) -> int:
     return count
 
 
+def _train_curves(history: Sequence[EpochResult]) -> dict[str, Any]:
+    """Training accuracy by epoch, the mean over the replicas, where it was measured in each."""
+    if not all(epoch.plain_train_accuracy for epoch in history):
+        return {}
+    curves = {
+        "plain": [fmean(epoch.plain_train_accuracy) for epoch in history],
+        "augmented": [fmean(epoch.augmented_train_accuracy) for epoch in history],
+    }
+    return {TRAIN_CURVES: curves}
+
+
 def _attributes(result: FitResult) -> dict[str, Any]:
     last = result.history[-1]
     loss = fmean(last.val_loss)
@@ -451,5 +464,6 @@ def _attributes(result: FitResult) -> dict[str, Any]:
         "images_per_second": round(result.images_per_second, 1),
         "peak_memory_bytes": result.peak_memory,
         "num_params": result.num_params,
+        **_train_curves(result.history),
         **({} if result.micro_batch is None else {"micro_batch": result.micro_batch}),
     }

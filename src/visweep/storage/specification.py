@@ -173,8 +173,8 @@ def _shown(name: str) -> str:
 
 def _completed(identity: Mapping[str, Any]) -> Mapping[str, Any]:
     """An identity with what those of older versions do not say."""
-    model = completed(identity["model"])
-    return {"duplicates": DEFAULT_DUPLICATES, **identity, "model": model}
+    parts = {part: completed(identity[part]) for part in ("model", "train")}
+    return {"duplicates": DEFAULT_DUPLICATES, **identity, **parts}
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

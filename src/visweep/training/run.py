@@ -97,7 +97,8 @@ class Run:
         else:
             complete = len(self.history) == self.member.train.epochs
             ended = "completed" if complete else "stopped"
-        train_accuracy = trained.evaluate(self._data.probe).accuracy
+        measured = self.history[-1].plain_train_accuracy
+        train_accuracy = measured or trained.evaluate(self._data.probe).accuracy
         trained.flat.widen()
         return FitResult(
             history=tuple(self.history),
@@ -122,7 +123,8 @@ class Run:
         return stop or self._at_its_end
 
     def _identity(self) -> dict[str, Any]:
-        train = self.member.train
+        # What is only measured is no part of what is trained.
+        train = self.member.train.replace(train_curves=False)
         precision = resolve_precision(train.precision, self._data.device)
         return {
             "trainer": TRAINER_VERSION,
