@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from visweep.cli.sweep import run
     from visweep.config import ConvNetConfig, DataConfig, TrainConfig, ViTConfig
     from visweep.data import load
+    from visweep.search.arms import Ablation
     from visweep.search.recipe import Recipe
     from visweep.search.spaces import patch_sizes
     from visweep.storage.specification import Space
     from visweep.training.fit import fit
 
 __all__ = [
+    "Ablation",
     "ConvNetConfig",
     "DataConfig",
     "Recipe",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Ablation": "visweep.search.arms",
     "ConvNetConfig": "visweep.config",
     "DataConfig": "visweep.config",
     "Recipe": "visweep.search.recipe",

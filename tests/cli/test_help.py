@@ -15,10 +15,11 @@ import typer
 from visweep.cli.app import app
 
 SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
+SCRIPTS = ("vit_search", "convnet_search", "report_ablation")
 
 
 def sweep_app(script: str) -> typer.Typer:
-    from visweep.cli.sweep import _command
+    from visweep.cli.sweep import command_of
 
     spec = importlib.util.spec_from_file_location(script, SWEEPS / f"{script}.py")
     assert spec is not None
@@ -26,7 +27,7 @@ def sweep_app(script: str) -> typer.Typer:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     made = typer.Typer(add_completion=False)
-    made.command(help=module.__doc__)(_command(module.SEARCH))
+    made.command(help=module.__doc__)(command_of(getattr(module, "SEARCH", None) or module.REPORT))
     return made
 
 
@@ -34,7 +35,7 @@ def commands() -> dict[str, Any]:
     visweep = typer.main.get_command(app)
     return {
         **{f"visweep {n}": c for n, c in visweep.commands.items()},  # type: ignore[attr-defined]
-        **{n: typer.main.get_command(sweep_app(n)) for n in ("vit_search", "convnet_search")},
+        **{n: typer.main.get_command(sweep_app(n)) for n in SCRIPTS},
     }
 
 

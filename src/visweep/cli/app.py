@@ -9,7 +9,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from visweep import text
-from visweep.cli import moving, taking
+from visweep.cli import comparing, moving, taking
 from visweep.cli import options as opt
 from visweep.cli import train_options as own
 from visweep.cli.output import output_of
@@ -283,5 +283,6 @@ def train(
     )
 
 
+comparing.register(app)
 taking.register(app)
 moving.register(app)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from visweep import text
 from visweep.cli.prepare import Prepared
-from visweep.config import ModelConfig, TrainConfig, completed, with_parameters
+from visweep.config import ModelConfig, TrainConfig, completed
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
 from visweep.errors import OutOfMemory, UsageError, VisweepError
@@ -30,6 +30,7 @@ from visweep.training.counts import multiply_adds, num_params
 from visweep.training.estimate import Images, estimate
 
 _UNTOLD = ("kind", "fingerprint")
+_TOLD_APART = ("space", "arms")
 
 
 def print_dry_run(console: Console, prepared: Prepared) -> None:
@@ -45,13 +46,14 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
         *_lines(specification),
     ):
         text.print_line(console, line)
+    if specification.arms:
+        _print_arms(console, prepared, data, left)
+        return
     points = sorted(
         corners(specification.space, middle=True),
-        key=lambda p: multiply_adds(
-            with_parameters(specification.model, specification.train, p)[0]
-        ),
+        key=lambda p: multiply_adds(specification.configurations(p)[0]),
     )
-    configs = [with_parameters(specification.model, specification.train, p) for p in points]
+    configs = [specification.configurations(p) for p in points]
     # What is only slow the first time is no part of any trial's cost.
     _seconds(*configs[0], data)
     table = Table(title=f"cost of one trial on {prepared.device}", title_justify="left")
@@ -83,6 +85,33 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
         "Times were measured on a few steps of models that were thrown away. Memory is estimated "
         "from smaller ones; torch itself and the images come on top of it.",
     )
+
+
+def _print_arms(console: Console, prepared: Prepared, data: ResidentData, left: int) -> None:
+    """The cost of each arm, and of what is left of all."""
+    arms = prepared.specification.arms
+    # What is only slow the first time is no part of any trial's cost.
+    first = next(iter(arms.values()))
+    _seconds(first.model, first.train, data)
+    table = Table(title=f"cost of one trial on {prepared.device}", title_justify="left")
+    for heading in ("arm", "params", "multiply-adds", "per epoch", "trial"):
+        table.add_column(heading, justify="right" if heading != "arm" else "left")
+    known = []
+    for name, arm in arms.items():
+        seconds = _seconds(arm.model, arm.train, data)
+        if seconds is not None:
+            known.append(seconds * arm.train.epochs)
+        size, work = num_params(arm.model), multiply_adds(arm.model)
+        told = _durations(seconds, arm.train.epochs)
+        table.add_row(name, text.count(size), text.count(work), *told)
+    console.print(table)
+    if known:
+        total = text.duration(left * sum(known) / len(known))
+        text.print_line(
+            console,
+            f"{text.plural(left, 'trial')}: about {total} of one process's time, measured on a "
+            "few steps of models that were thrown away.",
+        )
 
 
 def _finished(storage: str, name: str) -> int:
@@ -134,7 +163,7 @@ def _lines(specification: Specification) -> Iterator[str]:
     for name, distribution in specification.space.items():
         yield f"  {name:<12} {_values(distribution)}"
     for part, settings in specification.identity().items():
-        if part == "space":
+        if part in _TOLD_APART:
             continue
         if not isinstance(settings, Mapping):
             yield f"{part:<10} {settings}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from visweep import data
 from visweep.cli.limits import with_limits
 from visweep.cli.options import missing_folder
-from visweep.cli.sweep import SweepOptions
+from visweep.cli.sweep import Asked, SweepOptions
 from visweep.data.dataset import Dataset
 from visweep.search.recipe import Recipe
 from visweep.search.samplers import require_safe
@@ -28,13 +30,17 @@ class Prepared:
         specification: of the study.
         dataset: the images.
         device: that is to train.
+        attributes: of the study, besides its specification.
+        renamed_by: the option that gives it another name.
     """
 
-    asked: SweepOptions
+    asked: Asked
     name: str
     specification: Specification
     dataset: Dataset
     device: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    renamed_by: str = "--study"
 
 
 def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
@@ -43,12 +49,7 @@ def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
     Raises:
         UsageError: an option is bad.
     """
-    path = sqlite_path(parse(asked.storage))
-    folder = missing_folder(asked.storage)
-    if folder is not None:
-        check_folder(folder.parent)
-    elif path is not None:
-        check_sqlite_file(path, must_exist=False)
+    require_storage(asked.storage)
     require_safe(asked.sampler, asked.storage)
     if asked.data.image_size is not None:
         # Resizing all images takes a while, and much memory if the size is a slip.
@@ -92,3 +93,17 @@ def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
         dataset=dataset,
         device=device,
     )
+
+
+def require_storage(url: str) -> None:
+    """See that a study can be created in a storage, or resumed; nothing is written.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    path = sqlite_path(parse(url))
+    folder = missing_folder(url)
+    if folder is not None:
+        check_folder(folder.parent)
+    elif path is not None:
+        check_sqlite_file(path, must_exist=False)

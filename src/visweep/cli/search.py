@@ -94,7 +94,13 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
     )
     with quietly_opened(asked.storage) as storage:
         opened = open_study(
-            storage, prepared.name, prepared.specification, asked.trials, asked.artifacts
+            storage,
+            prepared.name,
+            prepared.specification,
+            asked.trials,
+            asked.artifacts,
+            prepared.attributes,
+            option=prepared.renamed_by,
         )
         done = opened.progress().finished
         if done > asked.trials:
@@ -130,17 +136,28 @@ def work_on(console: Console, opened: OpenStudy, means: Means, command: str) -> 
         ) from e
     finally:
         view.close()
+    _print_outcome(console, opened, means)
+    if interrupt.reason:
+        text.print_line(console, f"stopped: {interrupt.reason}. resume: {command}")
+    return _STATUS.get(interrupt.reason, 0)
+
+
+def _print_outcome(console: Console, opened: OpenStudy, means: Means) -> None:
+    where = storage_arguments(means.storage)
+    if opened.specification.arms:
+        # What judges them takes a moment to import.
+        from visweep.cli.verdicts import print_verdicts
+
+        print_verdicts(console, opened.name, opened.specification, opened.trials(), where)
+        return
     print_summary(
         console,
         opened.name,
         opened.trials(),
         opened.specification.train.epochs,
-        where=storage_arguments(means.storage),
+        where=where,
         images=_images(means),
     )
-    if interrupt.reason:
-        text.print_line(console, f"stopped: {interrupt.reason}. resume: {command}")
-    return _STATUS.get(interrupt.reason, 0)
 
 
 def _expected(opened: OpenStudy, means: Means) -> Expectation | None:

@@ -1,9 +1,9 @@
-"""The command line of a sweep script: the options that all of them share, and what they do."""
+"""The command line of a script in `sweeps/`: the options that they share, and what they do."""
 
 import multiprocessing
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,13 +12,17 @@ from visweep.cli import sweep_options as own
 from visweep.cli.errors import call
 from visweep.config import DataConfig, TrainConfig
 from visweep.errors import UsageError, unknown_name
+from visweep.search.arms import Ablation
 from visweep.search.recipe import Recipe
 from visweep.storage.limits import NO_LIMITS, Limits
 
+if TYPE_CHECKING:
+    from visweep.cli.prepare import Prepared
+
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions:
-    """What a sweep script was asked for; fields are named after the options."""
+class Asked:
+    """What every command that trains a study is asked for; fields are named after the options."""
 
     trials: int
     study: str | None
@@ -26,29 +30,44 @@ class SweepOptions:
     artifacts: str | None
     data: DataConfig
     train: TrainConfig
-    space: str
-    seeds: int
     device: str
     workers: int | None
-    sampler: str
-    pruner: str
-    duplicates: str
     timeout: float | None
-    seed: int
-    limits: Limits = NO_LIMITS
     pack: int = 1
 
 
-def run(recipe: Recipe) -> None:
-    """Run a sweep script: parse its command line, search, and exit.
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(Asked):
+    """What a sweep script was asked for; fields are named after the options."""
+
+    space: str
+    seeds: int
+    sampler: str
+    pruner: str
+    duplicates: str
+    seed: int
+    limits: Limits = NO_LIMITS
+
+
+def run(recipe: Recipe | Ablation) -> None:
+    """Run a script: parse its command line, train what it states, and exit.
 
     In the processes of its workers, which import the script anew, it does nothing.
     """
     if multiprocessing.parent_process() is not None:
         return
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(help=sys.modules["__main__"].__doc__)(_command(recipe))
+    app.command(help=sys.modules["__main__"].__doc__)(command_of(recipe))
     call(app)
+
+
+def command_of(recipe: Recipe | Ablation):  # type: ignore[no-untyped-def]
+    """The command of a script: a function whose signature typer reads."""
+    if isinstance(recipe, Ablation):
+        from visweep.cli.ablation import command
+
+        return command(recipe)
+    return _command(recipe)
 
 
 def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the signature
@@ -94,7 +113,7 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
                 image_size=image_size,
                 train_size=train_size,
             ),
-            train=_with_options(
+            train=with_options(
                 train,
                 epochs=epochs,
                 batch_size=batch_size,
@@ -119,8 +138,12 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
     return command
 
 
-def _with_options(train: TrainConfig, **given: float) -> TrainConfig:
-    """Fields are named after the options, and so are the errors."""
+def with_options(train: TrainConfig, **given: float) -> TrainConfig:
+    """The configuration with fields that are named after options, as errors are.
+
+    Raises:
+        UsageError: a value is not accepted.
+    """
     try:
         return train.replace(**given)
     except UsageError as e:
@@ -139,7 +162,11 @@ def search(recipe: Recipe, asked: SweepOptions, dry_run: bool) -> int:
     _check_names(recipe, asked)
     from visweep.cli.prepare import prepare
 
-    prepared = prepare(recipe, asked)
+    return train_all(prepare(recipe, asked), dry_run)
+
+
+def train_all(prepared: "Prepared", dry_run: bool = False) -> int:
+    """Train a study to its end, or only show what it would cost; returns the exit status."""
     console = opt.console()
     if dry_run:
         from visweep.cli.dry_run import print_dry_run

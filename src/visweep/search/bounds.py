@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from visweep.config import ModelConfig, TrainConfig, with_parameters
+from visweep.config import ModelConfig, TrainConfig
 from visweep.errors import UsageError
 from visweep.search.spaces import corners, ends, has_few_corners
 from visweep.storage.limits import option
@@ -95,8 +95,7 @@ class Bounds:
         return self._value(name, least)
 
     def _value(self, name: str, point: Mapping[str, Any]) -> float:
-        spec = self.specification
-        model, train = with_parameters(spec.model, spec.train, point)
+        model, train = self.specification.configurations(point)
         if name == "max_epoch_seconds":
             return self._seconds(model, train)
         return num_params(model) if name == "max_params" else flops(model)

@@ -32,7 +32,7 @@ from typing import Any
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from visweep.config import ModelConfig, TrainConfig, with_parameters
+from visweep.config import ModelConfig, TrainConfig
 from visweep.errors import UsageError
 from visweep.search import grid
 from visweep.search.bounds import Bounds
@@ -103,7 +103,7 @@ def trained_as(
     specification: Specification, trial: FrozenTrial
 ) -> tuple[ModelConfig, TrainConfig]:
     """The configurations of a trial that has begun, with the seeds that are its own."""
-    model, train = with_parameters(specification.model, specification.train, trial.params)
+    model, train = specification.configurations(trial.params)
     seeds = seeds_of(trial)
     return model, train.replace(seeds=seeds) if seeds else train
 
@@ -140,7 +140,10 @@ class _Proposer:
         return Proposal(parameters, alike, self._as_replicate(parameters, alike), note)
 
     def _ask(self, attempt: int) -> dict[str, Any]:
-        """A point that keeps the limits, by the sampler if that finds one."""
+        """A point that keeps the limits, by the sampler if that finds one; of a study of arms the
+        next one, all arms with one seed before any with another."""
+        if self.spec.arms:
+            return self._next_of_arms()
         for refused in range(PROPOSALS):
             parameters = self._asked(attempt + refused * (ATTEMPTS + 1))
             if self.bounds.allow(parameters):
@@ -149,6 +152,11 @@ class _Proposer:
                 raise UsageError(f"the enqueued point breaks {self.bounds.excess(parameters)}")
         purpose = f"allowed {attempt} {self.branch}"
         return self._drawn(seed_for(self.spec.seed, purpose, self.lease.number))
+
+    def _next_of_arms(self) -> dict[str, Any]:
+        if self._is_enqueued(self.trial):
+            return {name: self.fixed[name] for name in self.spec.space}
+        return self._untried(0) or self.spec.baseline()
 
     def _drawn(self, seed: int) -> dict[str, Any]:
         """Any point that keeps the limits, within what is fixed: each is as likely, as long as

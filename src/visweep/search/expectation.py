@@ -9,7 +9,6 @@ from random import Random
 from statistics import fmean
 from typing import Any
 
-from visweep.config import with_parameters
 from visweep.search.bounds import Bounds
 from visweep.search.probing import known_calibration
 from visweep.search.spaces import corners
@@ -35,8 +34,7 @@ class Expectation:
 
     def seconds(self, parameters: Mapping[str, Any]) -> float:
         """Of an unpruned trial."""
-        spec = self.specification
-        model, train = with_parameters(spec.model, spec.train, parameters)
+        model, train = self.specification.configurations(parameters)
         return train.epochs * seconds_per_epoch(model, train, self.images, self.calibration)
 
     @cached_property
@@ -52,6 +50,9 @@ class Expectation:
 def expectation(
     specification: Specification, images: Images, device: str, threads: int
 ) -> Expectation | None:
-    """None where this machine has not been probed for such a search; nothing is trained."""
+    """None where this machine has not been probed for such a search; nothing is trained. Arms may
+    be of several kinds, for which there is no common formula."""
+    if specification.arms:
+        return None
     calibration = known_calibration(specification, device, threads)
     return None if calibration is None else Expectation(specification, images, calibration)

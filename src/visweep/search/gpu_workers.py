@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from visweep.config import ModelConfig, TrainConfig, with_parameters
+from visweep.config import ModelConfig, TrainConfig
 from visweep.errors import OutOfMemory, VisweepError
 from visweep.search.processes import context_with_torch
 from visweep.search.spaces import centre, corners
@@ -83,9 +83,8 @@ def best_count(rate: Rate, most: int = MOST) -> int:
 
 def typical_and_largest(specification: Specification) -> tuple[Configuration, Configuration]:
     """What is timed, and what each worker must have room for."""
-    model, train = specification.model, specification.train
-    configurations = [with_parameters(model, train, p) for p in corners(specification.space)]
-    typical = with_parameters(model, train, centre(specification.space))
+    configurations = [specification.configurations(p) for p in corners(specification.space)]
+    typical = specification.configurations(centre(specification.space))
     return typical, max(configurations, key=_size)
 
 

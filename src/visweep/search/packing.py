@@ -155,7 +155,8 @@ class Bucket(Company):
 
     def __init__(self, opened: OpenStudy, places: int) -> None:
         spec = opened.specification
-        self._names = bucket_parameters(spec.model, spec.train, spec.space)
+        # Of arms, those of the same seed already come one after the other.
+        self._names = set() if spec.arms else bucket_parameters(spec.model, spec.train, spec.space)
         self._most = TURNOVER * places
         self._taken = 0
         self._values: Mapping[str, Any] = {}

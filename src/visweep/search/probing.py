@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, with_parameters
+from visweep.config import ConvNetConfig, ModelConfig, TrainConfig
 from visweep.errors import OutOfMemory, VisweepError
 from visweep.search.processes import context_with_torch
 from visweep.search.spaces import corners
@@ -67,7 +67,7 @@ def design(specification: Specification) -> list[_Configuration]:
     drawn = Random(0).sample(others, min(len(others), _CANDIDATES))
     candidates = {}
     for index, point in enumerate([first, *others[-1:], *drawn]):
-        model, train = with_parameters(specification.model, specification.train, point)
+        model, train = specification.configurations(point)
         if index % 2 == 0 or _size((model, train)) > _LARGE:
             model = _thinned(model)
         candidates[repr((model, train.batch_size))] = (model, train)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -110,6 +111,9 @@ def open_study(
     specification: Specification,
     budget: int,
     artifacts: str | None = None,
+    attributes: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    option: str = "--study",
 ) -> OpenStudy:
     """Create the study, or resume it, with room for `budget` trials in all.
 
@@ -119,6 +123,8 @@ def open_study(
         specification: what it must be.
         budget: how many trials it has in all.
         artifacts: where its artifacts lie from now on; None for where it says.
+        attributes: more that a new study keeps of itself.
+        option: that gives the study another name; named by errors.
 
     Raises:
         UsageError: the study exists under another identity, or is not ours.
@@ -129,7 +135,7 @@ def open_study(
         )
         study_id = study._study_id
         if SPECIFICATION not in study.user_attrs:
-            _require_new(study)
+            _require_new(study, option)
             storage.set_study_attributes_once(
                 study_id,
                 {
@@ -138,11 +144,12 @@ def open_study(
                     BUDGET: budget,
                     TRAINER: TRAINER_VERSION,
                     **({} if artifacts is None else {ARTIFACTS: artifacts}),
+                    **attributes,
                 },
             )
         stored = study.user_attrs[SPECIFICATION]
         specification = _in_stored_precision(specification, stored["identity"])
-        require_same(name, stored["identity"], specification)
+        require_same(name, stored["identity"], specification, option)
         specification = _judged_as_stored(specification, stored)
         study.set_user_attr(BUDGET, budget)
         keep_artifacts_in(study, artifacts)
@@ -202,7 +209,7 @@ def _in_stored_precision(
 ) -> Specification:
     """On another device the study goes on in the number format that it was begun in."""
     precision = identity["train"]["precision"]
-    return replace(specification, train=specification.train.replace(precision=precision))
+    return specification.in_precision(precision)
 
 
 def _judged_as_stored(specification: Specification, stored: Mapping[str, Any]) -> Specification:
@@ -210,12 +217,12 @@ def _judged_as_stored(specification: Specification, stored: Mapping[str, Any]) -
     return replace(specification, limits=specification.limits.with_judge(stored.get("judge")))
 
 
-def _require_new(study: optuna.Study) -> None:
+def _require_new(study: optuna.Study, option: str) -> None:
     """A study without specification is ours only if a kill fell between creating and storing."""
     begun = [t for t in study.get_trials(deepcopy=False) if t.state.name != "WAITING"]
     if begun or study.directions != [StudyDirection.MAXIMIZE]:
         raise UsageError(
-            f"--study: {study.study_name!r} was made by another tool; give another name"
+            f"{option}: {study.study_name!r} was made by another tool; give another name"
         )
 
 

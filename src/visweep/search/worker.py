@@ -30,7 +30,7 @@ from visweep.search.watch import TrialView, Watcher
 from visweep.storage.budget import fixed_parameters
 from visweep.storage.engine import DATABASE_ERRORS, storage_errors
 from visweep.storage.lease import Lease, LeaseLost
-from visweep.storage.specification import provenance
+from visweep.storage.specification import ARM, provenance
 from visweep.storage.tables import RUNG
 from visweep.training.results import (
     OUT_OF_MEMORY,
@@ -415,6 +415,9 @@ class _TrialRun:
             reverse=True,
         )
         keep = {t.number for t in ranked[:KEPT_CHECKPOINTS]}
+        for name, arm in self.spec.arms.items():
+            if arm.against is None:
+                keep.update([t.number for t in ranked if t.params.get(ARM) == name][:1])
         self.opened.checkpoints.thin({t.number for t in finished}, keep)
 
     def _fail(self, error: Exception) -> None:

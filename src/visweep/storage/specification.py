@@ -10,18 +10,28 @@ import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from optuna.distributions import (
     BaseDistribution,
+    IntDistribution,
     distribution_to_json,
     json_to_distribution,
 )
 
-from visweep.config import DataConfig, ModelConfig, TrainConfig, completed, from_json, to_json
-from visweep.errors import SpecificationMismatch
+from visweep.config import (
+    DataConfig,
+    ModelConfig,
+    Precision,
+    TrainConfig,
+    completed,
+    from_json,
+    to_json,
+    with_parameters,
+)
+from visweep.errors import SpecificationMismatch, unknown_name
 from visweep.storage.limits import NO_LIMITS, Limits, option
 
 SPECIFICATION = "visweep:specification"
@@ -34,12 +44,45 @@ TRAINER = "visweep:trainer"
 artifacts lie in a place of the user's, if this says so; the trainer is the version of it that the
 study was begun with, which those of older versions do not say."""
 
+OF = "visweep:of"
+"""User attribute of a study that was made of another one: that one's name, and what kind it is."""
+
+ARM, SEED = "arm", "seed"
+"""The parameters of a study of arms: the name of one, and the seed that it is trained with."""
+
 Space = Mapping[str, BaseDistribution]
 
 DEFAULT_DUPLICATES = "replicate"
 """The default of `--duplicates`, under which studies go on that were begun before it was there."""
 
 _PACKAGES = ("visweep", "torch", "torchvision", "optuna", "sqlalchemy", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One of the configurations that a study compares, each trained with the same seeds.
+
+    Attributes:
+        model: what is trained.
+        train: how; the seeds in it are replaced by a trial's own.
+        against: name of the arm that it is a change of; None for one that others are compared
+            with.
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+    against: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        described = {"model": to_json(self.model), "train": to_json(self.train)}
+        return {**described, "against": self.against}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Arm:
+        """The arm that `to_json` wrote."""
+        model, train = from_json(values["model"]), from_json(values["train"])
+        return cls(model=model, train=train, against=values["against"])
 
 
 @dataclass(frozen=True)
@@ -58,6 +101,8 @@ class Specification:
         duplicates: what becomes of a proposal that was tried already. It decides what trials the
             study has and with which seeds they are trained, as the sampler does.
         limits: what no trial may exceed.
+        arms: what is compared, by name, in a study of arms. Its space is that of `ARM` and
+            `SEED`, and `model` and `train` are those of the first arm.
     """
 
     space: Space
@@ -70,6 +115,29 @@ class Specification:
     seed: int
     duplicates: str = DEFAULT_DUPLICATES
     limits: Limits = NO_LIMITS
+    arms: Mapping[str, Arm] = field(default_factory=dict)
+
+    def configurations(self, parameters: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
+        """What a trial of these parameters trains, and how.
+
+        Raises:
+            UsageError: a name or a value is not accepted.
+        """
+        if not self.arms:
+            return with_parameters(self.model, self.train, parameters)
+        name = parameters[ARM]
+        if name not in self.arms:
+            raise unknown_name(ARM, str(name), self.arms)
+        arm = self.arms[name]
+        return arm.model, arm.train.replace(seeds=(parameters[SEED],))
+
+    def in_precision(self, precision: Precision) -> Specification:
+        """The same, trained in this number format."""
+        arms = {
+            name: replace(arm, train=arm.train.replace(precision=precision))
+            for name, arm in self.arms.items()
+        }
+        return replace(self, train=self.train.replace(precision=precision), arms=arms)
 
     def identity(self) -> dict[str, Any]:
         """As JSON values."""
@@ -86,6 +154,7 @@ class Specification:
             "duplicates": self.duplicates,
             # Left out where there are none: older versions then read it, too.
             **({"limits": limits} if (limits := self.limits.given()) else {}),
+            **({"arms": self._arms()} if self.arms else {}),
         }
 
     def stored(self) -> dict[str, Any]:
@@ -115,10 +184,18 @@ class Specification:
             seed=identity["seed"],
             duplicates=_completed(identity)["duplicates"],
             limits=Limits(**identity.get("limits", {})),
+            arms={n: Arm.from_json(arm) for n, arm in identity.get("arms", {}).items()},
         )
+
+    def _arms(self) -> dict[str, Any]:
+        return {name: arm.to_json() for name, arm in self.arms.items()}
 
     def baseline(self) -> dict[str, Any]:
         """The baseline configuration as a point of the space."""
+        if self.arms:
+            distribution = self.space[SEED]
+            assert isinstance(distribution, IntDistribution)
+            return {ARM: next(iter(self.arms)), SEED: distribution.low}
         return {name: self._field(name) for name in self.space}
 
     def _field(self, name: str) -> Any:
@@ -128,8 +205,10 @@ class Specification:
         return value[int(index)] if index else value
 
 
-def require_same(study: str, stored: Mapping[str, Any], wanted: Specification) -> None:
-    """See that a study is resumed as what it was created.
+def require_same(
+    study: str, stored: Mapping[str, Any], wanted: Specification, option: str = "--study"
+) -> None:
+    """See that a study is resumed as what it was created; errors name the option that names it.
 
     Raises:
         SpecificationMismatch: with the first field that differs and both its values.
@@ -137,7 +216,7 @@ def require_same(study: str, stored: Mapping[str, Any], wanted: Specification) -
     differing = difference(stored, wanted.identity(), "was", "now")
     if differing is not None:
         raise SpecificationMismatch(
-            f"study {study!r}: {differing}; start another one with --study NAME"
+            f"study {study!r}: {differing}; start another one with {option} NAME"
         )
 
 
@@ -173,8 +252,14 @@ def _shown(name: str) -> str:
 
 def _completed(identity: Mapping[str, Any]) -> Mapping[str, Any]:
     """An identity with what those of older versions do not say."""
-    parts = {part: completed(identity[part]) for part in ("model", "train")}
-    return {"duplicates": DEFAULT_DUPLICATES, **identity, **parts}
+    model = completed(identity["model"])
+    train = completed(identity["train"])
+    arms = {
+        name: {**arm, "model": completed(arm["model"]), "train": completed(arm["train"])}
+        for name, arm in identity.get("arms", {}).items()
+    }
+    said = {"duplicates": DEFAULT_DUPLICATES, **identity, "model": model, "train": train}
+    return {**said, "arms": arms} if arms else said
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,72 @@
+"""What each parameter of a study's winner contributes: one at a time is set to another value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from visweep.cli.companions import Source, companion, source_of
+from visweep.cli.join import Local
+from visweep.cli.sweep import train_all
+from visweep.errors import UsageError, unknown_name
+from visweep.search.arms import Change, changed
+from visweep.search.neighbours import neighbours
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What `visweep ablate` was asked for; fields are named after the options."""
+
+    study: str
+    trial: int | None
+    to: str
+    seeds: int
+    name: str | None
+    dry_run: bool
+    local: Local
+
+
+def ablate(wanted: Wanted) -> int:
+    """Train the winner and each change of it over the same seeds; returns the exit status.
+
+    Raises:
+        UsageError: an option is bad, or there is nothing to change.
+    """
+    if wanted.to not in CHANGES:
+        raise unknown_name("--to", wanted.to, CHANGES)
+    source = source_of(wanted.study, wanted.local)
+    winner = source.chosen(wanted.trial)
+    changes = CHANGES[wanted.to](source, winner.params)
+    name = f"trial {winner.number}"
+    if not changes:
+        raise UsageError(f"--to: {name} is the baseline itself; accepted here: neighbours")
+    baseline = source.arm(winner)
+    arms = {name: baseline, **changed(name, baseline, changes)}
+    kind = {"baseline": "ablation"}.get(wanted.to, wanted.to)
+    prepared = companion(
+        source,
+        kind,
+        arms,
+        wanted.local,
+        first_seed=source.fresh_seed,
+        trials=len(arms) * wanted.seeds,
+        name=wanted.name,
+    )
+    return train_all(prepared, wanted.dry_run)
+
+
+def _to_baseline(source: Source, point: Change) -> list[Change]:
+    """Each parameter that the winner has another value of than the search began with."""
+    began = source.specification.baseline()
+    return [{name: began[name]} for name in point if began[name] != point[name]]
+
+
+def _to_neighbours(source: Source, point: Change) -> list[Change]:
+    space = source.specification.space
+    return [{name: value} for name in point for value in neighbours(space[name], point[name])]
+
+
+CHANGES: Mapping[str, Callable[[Source, Change], list[Change]]] = {
+    "baseline": _to_baseline,
+    "neighbours": _to_neighbours,
+}

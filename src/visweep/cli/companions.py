@@ -1,0 +1,146 @@
+"""Studies of arms that are made of another study: of its images, its training, its trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from optuna.trial import FrozenTrial, TrialState
+
+from visweep import data
+from visweep.cli.join import Local
+from visweep.cli.options import artifacts_place, storage_url
+from visweep.cli.prepare import Prepared
+from visweep.cli.studies import opened
+from visweep.cli.sweep import Asked
+from visweep.errors import DataError, UsageError
+from visweep.search.arms import arms_specification
+from visweep.search.duplicates import trained_as
+from visweep.search.study import images_folder, specification_of
+from visweep.search.summary import finished
+from visweep.storage.specification import OF, Arm, Specification
+from visweep.training.resolve import device_name
+
+
+@dataclass(frozen=True)
+class Source:
+    """A study that another one is made of.
+
+    Attributes:
+        name: of the study.
+        specification: its own; the images are where this machine has them.
+        trials: those that are finished, the best completed one first.
+    """
+
+    name: str
+    specification: Specification
+    trials: tuple[FrozenTrial, ...]
+
+    def chosen(self, number: int | None) -> FrozenTrial:
+        """The completed trial of this number, or the best one.
+
+        Raises:
+            UsageError: there is none.
+        """
+        completed = [t for t in self.trials if t.state == TrialState.COMPLETE]
+        if not completed:
+            raise UsageError(f"STUDY: no trial of {self.name!r} has completed yet")
+        if number is None:
+            return completed[0]
+        for trial in completed:
+            if trial.number == number:
+                return trial
+        raise UsageError(f"--trial: study {self.name!r} has no completed trial {number}")
+
+    def arm(self, trial: FrozenTrial) -> Arm:
+        """A trial's configuration, to be compared with others."""
+        model, train = trained_as(self.specification, trial)
+        return Arm(model=model, train=train)
+
+    @property
+    def fresh_seed(self) -> int:
+        """The first of the seeds that none of its trials was chosen by."""
+        return max(self.specification.train.seeds) + 1
+
+
+def source_of(study: str, local: Local) -> Source:
+    """A study that was made by a search; nothing of it is changed.
+
+    Raises:
+        UsageError: there is no such study, or it compares arms itself.
+    """
+    with opened(local.storage, study) as (found, _):
+        specification = specification_of(found)
+        if specification.arms:
+            raise UsageError(f"STUDY: {study!r} compares configurations; accepted: a search")
+        if local.data_dir is None:
+            folder = images_folder(found)
+        else:
+            folder = str(local.data_dir.expanduser())
+        images = specification.data.replace(data_dir=folder)
+        return Source(
+            name=study,
+            specification=replace(specification, data=images),
+            trials=tuple(finished(found.get_trials(deepcopy=False))),
+        )
+
+
+def companion(
+    source: Source,
+    kind: str,
+    arms: Mapping[str, Arm],
+    local: Local,
+    *,
+    first_seed: int,
+    trials: int,
+    name: str | None = None,
+) -> Prepared:
+    """A study of arms beside the one that it is made of; nothing is written yet.
+
+    Args:
+        source: the study that it is made of.
+        kind: what it is for, such as `ablation`; ends its name.
+        arms: what it compares.
+        local: what this machine brings.
+        first_seed: that each is trained with; the numbers after it follow.
+        trials: how many it has in all.
+        name: of the study; made of the source's by default.
+
+    Raises:
+        UsageError: this machine has no such device.
+        DataError: it has not the source's images.
+    """
+    device = device_name(local.device)
+    spec = source.specification
+    dataset = data.load(spec.data)
+    if dataset.fingerprint != spec.fingerprint:
+        raise DataError(f"--data-dir: these are not the images of study {source.name!r}")
+    specification = arms_specification(
+        arms,
+        first_seed=first_seed,
+        data=spec.data,
+        fingerprint=spec.fingerprint,
+        precision=spec.train.precision,
+        seed=spec.seed,
+    )
+    asked = Asked(
+        trials=trials,
+        study=name,
+        storage=storage_url(local.storage),
+        artifacts=artifacts_place(local.artifacts),
+        data=spec.data,
+        train=spec.train,
+        device=local.device,
+        workers=local.workers,
+        timeout=local.timeout,
+        pack=local.pack,
+    )
+    return Prepared(
+        asked=asked,
+        name=name or f"{source.name}-{kind}",
+        specification=specification,
+        dataset=dataset,
+        device=device,
+        attributes={OF: {"study": source.name, "kind": kind}},
+        renamed_by="--name",
+    )

@@ -1,0 +1,184 @@
+"""Studies of arms: given configurations, each with the same seeds, however often interrupted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from visweep.config import ConvNetConfig, DataConfig, TrainConfig, ViTConfig
+from visweep.data.resident import ResidentData
+from visweep.errors import SpecificationMismatch, UsageError
+from visweep.search.arms import Ablation, arms_specification
+from visweep.search.interrupt import Interrupt
+from visweep.search.study import OpenStudy, join_study, open_study
+from visweep.search.trainer import SharedTrainer
+from visweep.search.worker import Worker
+from visweep.storage.engine import Storage
+from visweep.storage.specification import Arm, Specification, difference
+
+VIT = ViTConfig(patch_size=16, embed_dim=8, depth=1, num_heads=2)
+TRAIN = TrainConfig(epochs=2, precision="float32")
+FIRST_SEED = 7
+TABLE = Ablation(
+    name="table",
+    image_size=32,
+    baselines={"vit": VIT, "convnet": ConvNetConfig(widths=(4,), depths=(1,))},
+    changes={"vit": [{"depth": 2}, {"num_heads": 1, "drop": 0.2}, {"lr": 1e-3}]},
+    train=TRAIN,
+)
+NAMES = ["vit", "vit: depth=2", "vit: num_heads=1 drop=0.2", "vit: lr=0.001", "convnet"]
+
+
+def specified(images: ResidentData, **changes: Any) -> Specification:
+    made = arms_specification(
+        TABLE.arms(TRAIN, images.dataset.model_fields),
+        first_seed=FIRST_SEED,
+        data=DataConfig(train_size=200),
+        fingerprint=images.dataset.fingerprint,
+        precision="float32",
+    )
+    return replace(made, **changes)
+
+
+def opened(
+    storage: Storage, images: ResidentData, seeds: int, name: str = "study", **changes: Any
+) -> OpenStudy:
+    return open_study(storage, name, specified(images, **changes), len(NAMES) * seeds)
+
+
+def work(study: OpenStudy, images: ResidentData, heard: Any, interrupt: Any = None) -> None:
+    Worker(study, SharedTrainer(images), heard, interrupt or Interrupt()).run()
+
+
+class TestStatement:
+    def test_each_change_is_an_arm_of_its_baseline(self) -> None:
+        arms = TABLE.arms(TRAIN, {"image_size": 32, "in_chans": 3})
+        assert list(arms) == NAMES
+        assert [arm.against for arm in arms.values()] == [None, "vit", "vit", "vit", None]
+        assert arms["vit: depth=2"].model == VIT.replace(depth=2, in_chans=3)
+        assert arms["vit: lr=0.001"].model == VIT.replace(in_chans=3)
+        assert arms["vit: lr=0.001"].train == TRAIN.replace(lr=1e-3)
+
+    def test_an_invalid_change_is_refused_by_name(self) -> None:
+        wrong = replace(TABLE, changes={"vit": [{"num_heads": 3}]})
+        with pytest.raises(UsageError, match=r"^vit: num_heads=3: embed_dim: 8 is not a multiple"):
+            wrong.arms(TRAIN, {})
+        unknown = replace(TABLE, changes={"vit": [{"heads": 3}]})
+        with pytest.raises(UsageError, match="num_heads"):
+            unknown.arms(TRAIN, {})
+
+    def test_images_that_a_baseline_cannot_take_are_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"^--image-size: vit cannot take such images"):
+            TABLE.arms(TRAIN, {"image_size": 24})
+
+
+class TestSpecification:
+    def test_it_is_stored_and_read(self, images: ResidentData) -> None:
+        before = specified(images)
+        text = json.dumps(before.stored())
+        after = Specification.from_stored(json.loads(text))
+        assert after == replace(before, data=after.data)
+        assert list(after.arms) == NAMES
+        assert difference(before.identity(), after.identity(), "was", "now") is None
+
+    def test_another_arm_is_another_study(self, images: ResidentData, storage: Storage) -> None:
+        opened(storage, images, 1)
+        arms = dict(specified(images).arms)
+        arms["vit"] = Arm(model=VIT.replace(depth=3), train=TRAIN)
+        with pytest.raises(SpecificationMismatch, match=r"arms\.vit\.model\.depth was 1, now 3"):
+            opened(storage, images, 1, arms=arms)
+
+    def test_a_trial_is_an_arm_with_a_seed(self, images: ResidentData) -> None:
+        model, train = specified(images).configurations({"arm": "vit: lr=0.001", "seed": 9})
+        assert (model.embed_dim, train.lr, train.seeds) == (8, 1e-3, (9,))  # type: ignore[union-attr]
+        with pytest.raises(UsageError, match="vit: depth=2"):
+            specified(images).configurations({"arm": "vit: depth=3", "seed": 9})
+
+    def test_studies_without_arms_are_stored_as_before(self, specification: Specification) -> None:
+        assert "arms" not in specification.identity()
+        assert specification.configurations({"depth": 2})[0].depth == 2  # type: ignore[union-attr]
+
+
+class TestTraining:
+    def test_every_arm_has_every_seed_once(
+        self, images: ResidentData, storage: Storage, sweep: Callable[..., Any]
+    ) -> None:
+        study, heard = opened(storage, images, 2), sweep(1, name="other").heard
+        work(study, images, heard)
+        pairs = [(t.params["arm"], t.params["seed"]) for t in study.trials()]
+        seeds = (FIRST_SEED, FIRST_SEED + 1)
+        assert pairs == [(name, seed) for seed in seeds for name in NAMES]
+        assert {t.state for t in study.trials()} == {TrialState.COMPLETE}
+
+    def test_it_equals_the_arm_trained_alone(
+        self, images: ResidentData, storage: Storage, sweep: Callable[..., Any]
+    ) -> None:
+        from visweep.training.fit import fit
+
+        study, heard = opened(storage, images, 1), sweep(1, name="other").heard
+        work(study, images, heard)
+        for trial in study.trials():
+            model, train = study.specification.configurations(trial.params)
+            alone = fit(model, train, images)
+            assert trial.value == alone.history[-1].mean_val_accuracy
+
+    def test_more_seeds_are_added(
+        self, images: ResidentData, storage: Storage, sweep: Callable[..., Any]
+    ) -> None:
+        heard = sweep(1, name="other").heard
+        work(opened(storage, images, 1), images, heard)
+        study = opened(storage, images, 2)
+        work(study, images, heard)
+        assert len(study.trials()) == 2 * len(NAMES)
+        assert len({(t.params["arm"], t.params["seed"]) for t in study.trials()}) == 10
+
+    def test_an_interrupted_one_goes_on(
+        self, images: ResidentData, storage: Storage, sweep: Callable[..., Any]
+    ) -> None:
+        heard = sweep(1, name="other").heard
+        interrupt = Interrupt()
+        heard.on_epoch = lambda trial: interrupt.ask("a test") if trial.number == 2 else None
+        study = opened(storage, images, 1)
+        work(study, images, heard, interrupt)
+        states = [t.state.name for t in study.trials()]
+        assert states == ["COMPLETE", "COMPLETE", "RUNNING", "WAITING", "WAITING"]
+        work(join_study(storage, "study"), images, sweep(1, name="third").heard)
+        assert [t.params["arm"] for t in study.trials()] == NAMES
+        assert {t.state for t in study.trials()} == {TrialState.COMPLETE}
+
+    def test_what_failed_is_run_again(
+        self, images: ResidentData, storage: Storage, sweep: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        failures = iter([True])
+        fit = SharedTrainer.fit
+
+        def failing(self: Any, model: Any, train: Any, **how: Any) -> Any:
+            if model.kind == "vit" and model.depth == 2 and next(failures, False):
+                raise RuntimeError("once")
+            return fit(self, model, train, **how)
+
+        monkeypatch.setattr(SharedTrainer, "fit", failing)
+        study = opened(storage, images, 1)
+        work(study, images, sweep(1, name="other").heard)
+        ended = [(t.params["arm"], t.state.name) for t in study.trials()]
+        assert ended.count(("vit: depth=2", "FAIL")) == 1
+        assert ended.count(("vit: depth=2", "COMPLETE")) == 1
+        assert len(ended) == len(NAMES) + 1
+
+    def test_the_best_of_each_baseline_keeps_its_weights(
+        self, images: ResidentData, storage: Storage, file: Path, sweep: Callable[..., Any]
+    ) -> None:
+        study = opened(storage, images, 3)
+        work(study, images, sweep(1, name="other").heard)
+        kept = {number for number, _, _ in study.checkpoints.all()}
+        for name in ("vit", "convnet"):
+            own = [t for t in study.trials() if t.params["arm"] == name]
+            best = max(own, key=lambda t: t.value or 0.0)
+            assert best.number in kept
