@@ -31,7 +31,7 @@ from visweep.analysis.sections.specification import specification_section
 from visweep.analysis.sections.trials import trials_section
 from visweep.errors import UsageError
 
-SECTIONS: tuple[Callable[[Overview], Section], ...] = (
+SECTIONS: tuple[Callable[[Overview], Section | None], ...] = (
     best_section,
     history_section,
     curves_section,
@@ -42,7 +42,7 @@ SECTIONS: tuple[Callable[[Overview], Section], ...] = (
     specification_section,
     provenance_section,
 )
-"""The report's sections, in order."""
+"""The report's sections, in order; one that has nothing to say of a study is None."""
 
 
 def build_report(study: optuna.Study, where: Sequence[str] = ()) -> str:
@@ -91,7 +91,7 @@ def document(study: optuna.Study, where: Sequence[str] = ()) -> Document:
         title=overview.name,
         subtitle=" · ".join(circumstances(overview)),
         opening=opening(overview),
-        sections=[section(overview) for section in SECTIONS],
+        sections=[section for make in SECTIONS if (section := make(overview)) is not None],
         footer=f"Made by visweep {version('visweep')} with Optuna {optuna.__version__}. "
         "This page is complete in itself: it loads nothing from the network.",
     )
