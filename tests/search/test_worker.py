@@ -35,6 +35,7 @@ class TestTrials:
             assert 0 < attributes["val_loss"] < 10
             assert 0 <= attributes["train_accuracy"] <= 1
             assert attributes["val_accuracy_per_seed"] == [trial.value]
+            assert 0 < attributes["val_error_points"] < 5
             assert attributes["seconds"] > 0
             assert attributes["images_per_second"] > 0
             assert attributes["peak_memory_bytes"] > 2**20

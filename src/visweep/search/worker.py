@@ -49,6 +49,8 @@ SAME_FAILURES = 3
 """So many trials in a row that fail for the same cause stop the sweep."""
 MOST_LOST = 5
 """A trial that so many workers in a row were lost with, at the same epoch, is not tried again."""
+VAL_ERROR = "val_error_points"
+"""Trial attribute: see `FitResult.val_error`."""
 TRAIN_CURVES = "train_curves"
 """Trial attribute: training accuracy by epoch, `plain` and `augmented`; see `EpochResult`."""
 _POLL_SECONDS = 1.0
@@ -461,6 +463,7 @@ def _attributes(result: FitResult) -> dict[str, Any]:
         # JSON has no NaN, and the dashboard's page does not take it.
         **({"val_loss": loss} if isfinite(loss) else {}),
         "train_accuracy": fmean(result.train_accuracy),
+        **({} if result.val_error is None else {VAL_ERROR: result.val_error}),
         "val_accuracy_per_seed": list(last.val_accuracy),
         "epochs": len(result.history),
         "seconds": round(result.seconds, 3),

@@ -40,18 +40,17 @@ class Tally:
 
     Attributes:
         loss: (K,) float64, the sum over the images.
-        correct: (K,) int64, images classified correctly.
-        images: how many there were.
+        correct: (K, images) bool, which were classified correctly.
     """
 
     loss: Tensor
     correct: Tensor
-    images: int
 
     def read(self) -> Evaluation:
         """The same per image; waits for the device."""
-        accuracy = self.correct.double() / self.images
-        return Evaluation(tuple((self.loss / self.images).tolist()), tuple(accuracy.tolist()))
+        images = self.correct.shape[1]
+        accuracy = self.correct.sum(1).double() / images
+        return Evaluation(tuple((self.loss / images).tolist()), tuple(accuracy.tolist()))
 
 
 @torch.no_grad()
@@ -79,7 +78,7 @@ def tally(
         OutOfMemory: a single image does not fit in memory.
     """
     loss = torch.zeros(replicas, dtype=torch.float64, device=data.device)
-    correct = torch.zeros(replicas, dtype=torch.int64, device=data.device)
+    correct: list[Tensor] = []
     model.eval()
     size = min(EVALUATED.get(data.device.type, 512), len(split))
     predicted = partial(predict, model, data, replicas=replicas, dtype=dtype)
@@ -99,9 +98,9 @@ def tally(
         start = batch.stop
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         loss += losses.view(replicas, -1).sum(1)
-        correct += (logits.argmax(-1) == labels).sum(1)
+        correct.append(logits.argmax(-1) == labels)
     model.train()
-    return Tally(loss, correct, len(split))
+    return Tally(loss, torch.cat(correct, 1))
 
 
 def _plain(split: ResidentSplit) -> Seen:

@@ -132,6 +132,7 @@ class Pass:
         self.factors = [schedule(member.train, self.steps_per_epoch) for member in members]
         self._graph: Graph | Literal[False] | None = None
         self._forwards: dict[bool, Forward] = {}
+        self._validated: Tally | None = None
         for member, state in enumerate(states):
             if state is not None:
                 self._go_on(member, state)
@@ -306,10 +307,17 @@ class Pass:
         """Of every replica, on images that it does not learn from now."""
         return self._tally(split).read()
 
+    def validated(self) -> Tensor:
+        """(K, images) bool: which validation images every replica classifies correctly now, as
+        after its last epoch."""
+        # Another pass may have trained it until now.
+        return (self._validated or self._tally(self.data.val)).correct
+
     def _count(self, numbers: Sequence[int]) -> Pieces[list[Tally]]:
         """What is evaluated after an epoch: validation images, and where training curves are
         wanted the probe, plain and augmented."""
-        counted = [self._tally(self.data.val)]
+        self._validated = self._tally(self.data.val)
+        counted = [self._validated]
         yield
         if self.config.train_curves:
             counted.append(self._tally(self.data.probe))

@@ -68,6 +68,9 @@ class FitResult:
         history: one result per epoch, those before a resume included.
         ended: `completed`, `stopped` (by the callback) or `diverged`.
         train_accuracy: with the evaluation transform, dropout off, on `ResidentData.probe`.
+        val_error: standard error, in points, of the validation accuracy (the mean over the
+            replicas), which is that of other validation images of the same kind; see
+            `visweep.data.sampling`. None where there are too few images to tell.
         num_params: parameters of one replica.
         peak_memory: bytes, since a batch was last divided; see `training.device.peak_memory`.
         model: with the weights after the last epoch, K replicas, in evaluation mode.
@@ -81,6 +84,7 @@ class FitResult:
     peak_memory: int
     model: nn.Module
     micro_batch: int | None = None
+    val_error: float | None = None
 
     @property
     def seconds(self) -> float:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from visweep.config import to_json
 from visweep.data.resident import ResidentData
+from visweep.data.sampling import mean_error
 from visweep.training import checkpoint as checkpoints
 from visweep.training.device import peak_memory, resolve_precision
 from visweep.training.passes import Member, Pass, State
@@ -104,11 +106,20 @@ class Run:
             history=tuple(self.history),
             ended=ended,
             train_accuracy=train_accuracy,
+            val_error=self._val_error(trained.validated()),
             num_params=trained.flat.values.shape[1],
             peak_memory=peak_memory(self._data.device),
             model=trained.model.eval(),
             micro_batch=trained.micro.size if trained.micro.divided else None,
         )
+
+    def _val_error(self, correct: Tensor) -> float | None:
+        """Of the images, whose mistakes the replicas share."""
+        groups = self._data.dataset.val.groups
+        independent = correct.shape[1] if groups is None else len(set(groups.tolist()))
+        if independent < 2:
+            return None
+        return mean_error(correct.double().mean(0).cpu().numpy(), groups)
 
     @property
     def _at_its_end(self) -> bool:
