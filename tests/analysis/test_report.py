@@ -189,6 +189,18 @@ def test_every_figure_has_contents(page: Page) -> None:
         assert "template" not in chart["layout"]
 
 
+def test_training_curves_come_with_what_explains_them(
+    new_study: Callable[..., optuna.Study], sweep: optuna.Study, page: Page
+) -> None:
+    trials = sweep.get_trials(deepcopy=True)[:20]
+    reached = list(trials[0].intermediate_values.values())
+    trials[0].set_user_attr("train_curves", {"plain": reached, "augmented": reached})
+    curved = parse(build_report(new_study("curved", trials)))
+    assert len(curved.charts) == len(page.charts) + 1
+    assert "merely because it is measured while the training images" in curved.section("curves")
+    assert "training images" not in page.section("curves")
+
+
 def test_tables_hold_the_best_trials_and_the_space(page: Page, sweep: optuna.Study) -> None:
     trials = page.section("trials")
     assert f"1. trial {sweep.best_trial.number}" in trials

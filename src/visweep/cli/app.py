@@ -234,6 +234,7 @@ def train(
     train_size: opt.TrainSize = None,
     device: opt.Device = "auto",
     checkpoint: own.Checkpoint = None,
+    train_curves: own.TrainCurves = None,
     storage: opt.Storage = None,
 ) -> None:
     """Train one configuration again: a study's best, one of its trials, or one spelled out."""
@@ -254,6 +255,7 @@ def train(
             train_size=train_size,
             device=device,
             checkpoint=checkpoint,
+            train_curves=train_curves,
             storage=storage,
         ),
     )

@@ -89,7 +89,7 @@ class Estimate:
         multiply_adds: of one forward pass of one image.
         peak_memory: bytes at most, over what the process holds before: all replicas, a training
             step, an evaluation and the writing of a checkpoint.
-        seconds_per_epoch: all replicas, training and validation, on a device of their own.
+        seconds_per_epoch: all replicas, training and evaluation, on a device of their own.
     """
 
     num_params: int
@@ -119,18 +119,28 @@ def peak_memory(model: ModelConfig, train: TrainConfig, calibration: Calibration
 def seconds_per_epoch(
     model: ModelConfig, train: TrainConfig, images: Images, calibration: Calibration
 ) -> float:
-    """Of training and validation."""
+    """Of training and evaluation."""
     replicas = len(train.seeds)
     steps = images.train // train.batch_size
     step = priced(amounts(model, train.batch_size, replicas, training=True), calibration.step)
-    whole, rest = divmod(images.val, EVALUATED[calibration.device])
+    evaluations = [images.val]
+    if train.train_curves:
+        evaluations += 2 * [min(images.train, images.val)]
+    return steps * step + sum(
+        _seconds_of_evaluation(model, replicas, count, calibration) for count in evaluations
+    )
+
+
+def _seconds_of_evaluation(
+    model: ModelConfig, replicas: int, images: int, calibration: Calibration
+) -> float:
+    whole, rest = divmod(images, EVALUATED[calibration.device])
     passes = [EVALUATED[calibration.device]] * bool(whole) + [rest] * bool(rest)
     seconds = [
         priced(amounts(model, size, replicas, training=False), calibration.evaluation)
         for size in passes
     ]
-    evaluation = whole * seconds[0] if whole else 0.0
-    return steps * step + evaluation + (seconds[-1] if rest else 0.0)
+    return (whole * seconds[0] if whole else 0.0) + (seconds[-1] if rest else 0.0)
 
 
 def priced(counted: Amounts, prices: Amounts) -> float:
