@@ -183,6 +183,17 @@ class TestTheSection:
         said = [block.text for block in blocks(section(document(study)), Paragraph)]
         assert any("5.8 points above that of the test images" in each for each in said)
 
+    def test_the_report_says_where_the_test_number_stands(self, sweep: optuna.Study) -> None:
+        """And does not say that there is none."""
+        assert "The test set is not part of this report." in build_report(sweep)
+        add_race(sweep, BEHIND, LAST, test=True)
+        try:
+            page = build_report(sweep)
+        finally:
+            optuna.delete_study(study_name=f"{sweep.study_name}-race", storage=sweep._storage)
+        assert "The test set is not part of this report." not in page
+        assert "What the test set says stands under Race." in page
+
     def test_every_look_has_its_rows(self, study: optuna.Study) -> None:
         race = add_race(study, BEHIND, LAST, test=True)
         found = raced(race)

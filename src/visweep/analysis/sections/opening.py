@@ -20,6 +20,7 @@ from visweep.analysis.overview import (
 )
 from visweep.analysis.sections.cells import per_seed
 from visweep.analysis.sections.replicates import said_of
+from visweep.storage.specification import TEST
 
 
 def circumstances(overview: Overview) -> list[str]:
@@ -117,8 +118,15 @@ def _words_of_caution(overview: Overview) -> str:
         return f"Read the number with care: it is {runs}, and {chosen}."
     return (
         f"Read the difference with care: it compares {runs} with {runs}, and {chosen}. "
-        "It is no claim of significance. The test set is not part of this report."
+        f"It is no claim of significance. {_of_the_test_set(overview)}"
     )
+
+
+def _of_the_test_set(overview: Overview) -> str:
+    race = overview.companions.get("race", overview)
+    if TEST in race.attributes:
+        return "What the test set says stands under Race."
+    return "The test set is not part of this report."
 
 
 def _seeds(trial: FrozenTrial | None) -> int:
