@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,15 +21,15 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from visweep.analysis.figures.chart import Chart, NothingToDraw
 from visweep.analysis.figures.curves import learning_curves
 from visweep.analysis.figures.history import history
-from visweep.analysis.figures.importance import importance
 from visweep.analysis.figures.parallel import parallel_coordinates
 from visweep.analysis.figures.slices import slices
+from visweep.analysis.figures.train_curves import measured, train_curves
 from visweep.analysis.measure import Measure
 
 ACCURACY = Measure("validation accuracy", percent=True, maximize=True)
 LOSS = Measure("loss", percent=False, maximize=False, step="step")
 
-ONE_CHART = [history, learning_curves, parallel_coordinates, importance]
+ONE_CHART = [history, learning_curves, parallel_coordinates]
 
 
 @pytest.fixture(scope="module")
@@ -158,48 +159,6 @@ def test_slices_cover_every_parameter_that_varies(trials: list[FrozenTrial]) -> 
     assert list(charts[0].figure.layout.xaxis.categoryarray) == ["4", "8", "16"]
 
 
-def test_importance_counts_pruned_trials_as_not_among_the_best() -> None:
-    """The trap: `a` decides what is pruned, so that among completed trials it never varies."""
-    space: dict[str, BaseDistribution] = {
-        "a": CategoricalDistribution(["bad", "good"]),
-        "b": CategoricalDistribution(["x", "y"]),
-    }
-    trials = [
-        finished(
-            i,
-            TrialState.COMPLETE if a == "good" else TrialState.PRUNED,
-            0.8 + 0.001 * i if a == "good" else 0.1,
-            {"a": a, "b": b},
-            space,
-        )
-        for i, (a, b) in enumerate([("bad", "x"), ("bad", "y"), ("good", "x"), ("good", "y")] * 6)
-    ]
-    chart = importance(trials, ACCURACY)
-    shares = dict(zip(chart.figure.data[0].y, chart.figure.data[0].x, strict=True))
-    assert shares["a"] > 90
-    assert math.isclose(sum(shares.values()), 100, abs_tol=0.1)
-
-
-def test_importance_states_its_method_and_what_it_counts(trials: list[FrozenTrial]) -> None:
-    caption = importance(trials, ACCURACY).caption
-    assert "PED-ANOVA" in caption
-    assert "Pruned trials count as not among the best" in caption
-
-
-def test_importance_follows_the_direction() -> None:
-    """Where less is better the best are the lowest."""
-    space: dict[str, BaseDistribution] = {
-        "decides": IntDistribution(0, 9),
-        "idle": IntDistribution(0, 9),
-    }
-    trials = [
-        finished(i, TrialState.COMPLETE, v, {"decides": i % 10, "idle": (i * 7) % 9}, space)
-        for i, v in enumerate([0.1, 0.9, 0.8, 0.95, 0.85, 0.99, 0.7, 0.92, 0.83, 0.91] * 6)
-    ]
-    chart = importance(trials, LOSS)
-    assert chart.figure.data[0].y[-1] == "decides"
-
-
 NO_TRIALS: list[FrozenTrial] = []
 
 
@@ -209,22 +168,10 @@ def test_without_trials_a_reason_is_given(draw: Callable[..., object]) -> None:
         draw(NO_TRIALS, ACCURACY)
 
 
-def test_importance_of_few_trials_says_how_many_it_needs(trials: list[FrozenTrial]) -> None:
-    with pytest.raises(NothingToDraw, match="at least 5 completed trials and 10 finished"):
-        importance(trials[:4], ACCURACY)
-
-
-def test_importance_of_equal_trials_is_refused() -> None:
-    space: dict[str, BaseDistribution] = {"x": FloatDistribution(0, 1)}
-    trials = [finished(i, TrialState.COMPLETE, 0.5, {"x": i / 20}, space) for i in range(20)]
-    with pytest.raises(NothingToDraw, match="20 of 20 finished trials are equally good"):
-        importance(trials, ACCURACY)
-
-
 def test_a_single_possible_value_is_nothing_to_compare() -> None:
     space: dict[str, BaseDistribution] = {"only": CategoricalDistribution(["one"])}
     trials = [finished(i, TrialState.COMPLETE, 0.5, {"only": "one"}, space) for i in range(3)]
-    for draw in (parallel_coordinates, slices, importance):
+    for draw in (parallel_coordinates, slices):
         with pytest.raises(NothingToDraw, match="No parameter has more than one value"):
             draw(trials, ACCURACY)
     assert drawn_points(history(trials, ACCURACY).figure) > 3
@@ -247,13 +194,11 @@ def test_values_that_are_not_finite_are_left_out() -> None:
     assert "Not drawn: 1" in chart.caption
 
 
-def test_all_pruned_still_draws_all_but_importance(trials: list[FrozenTrial]) -> None:
+def test_all_pruned_still_draws_all(trials: list[FrozenTrial]) -> None:
     pruned = of(trials, TrialState.PRUNED)
     for draw in (history, learning_curves, parallel_coordinates):
         assert drawn_points(draw(pruned, ACCURACY).figure) >= len(pruned)
     assert len(slices(pruned, ACCURACY)) == 7
-    with pytest.raises(NothingToDraw):
-        importance(pruned, ACCURACY)
 
 
 def test_conditional_parameters_leave_gaps() -> None:
@@ -282,3 +227,51 @@ def test_names_are_escaped_for_plotly() -> None:
         text = str(chart.figure.to_plotly_json())
         assert "<i>" not in text
         assert "<b>x" not in text
+
+
+def with_train_curves(trial: FrozenTrial, **changes: Any) -> FrozenTrial:
+    reached = list(trial.intermediate_values.values())
+    curves = {"plain": [v + 0.02 for v in reached], "augmented": [v - 0.03 for v in reached]}
+    made = copy.deepcopy(trial)
+    made.set_user_attr("train_curves", {**curves, **changes})
+    return made
+
+
+def test_training_accuracy_stands_beside_validation_accuracy(trials: list[FrozenTrial]) -> None:
+    with pytest.raises(NothingToDraw):
+        train_curves(trials, ACCURACY, trials[0])
+    best = max(of(trials, TrialState.COMPLETE), key=lambda t: t.value or 0.0)
+    wanted = (0, best.number)
+    found = [with_train_curves(t) if t.number in wanted else t for t in trials]
+    chart = train_curves(found, ACCURACY, found[0])
+    assert [t.name.partition(":")[0] for t in chart.figure.data] == ["baseline"] * 3 + ["best"] * 3
+    lines = {trace.name: trace for trace in chart.figure.data}
+    for name, more in (
+        ("validation accuracy", 0.0),
+        ("training accuracy", 2.0),
+        ("training accuracy, images moved", -3.0),
+    ):
+        line = lines[f"best: {name}"]
+        expected = [100 * v + more for v in best.intermediate_values.values()]
+        assert list(line.y) == pytest.approx(expected, abs=0.006)
+        assert list(line.x) == list(best.intermediate_values)
+    assert f"trial {trials[0].number}" in chart.summary
+    assert chart.caption.endswith(".")
+    # Where the baseline has none, the best stands alone.
+    found[0] = trials[0]
+    alone = train_curves(found, ACCURACY, found[0])
+    assert {t.name.partition(":")[0] for t in alone.figure.data} == {"best"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"plain": None}, {"plain": "0.5"}, {"augmented": [0.5]}, {"plain": [math.nan] * 8}],
+)
+def test_training_accuracies_that_cannot_be_read_are_left_out(
+    trials: list[FrozenTrial], changes: dict[str, Any]
+) -> None:
+    assert measured(with_train_curves(trials[0]))
+    assert not measured(with_train_curves(trials[0], **changes))
+    odd = copy.deepcopy(trials[0])
+    odd.set_user_attr("train_curves", [0.5])
+    assert not measured(odd)

@@ -162,6 +162,15 @@ class TestTheSection:
         assert section(document(race)).blocks
         assert 'id="race"' in build_report(study)
 
+    def test_its_own_report_begins_with_it_and_shows_no_ablation(
+        self, study: optuna.Study
+    ) -> None:
+        found = document(add_race(study, BEHIND, LAST))
+        first = found.opening[0]
+        assert isinstance(first, Paragraph)
+        assert first.text.startswith("Trial 7 wins, after ")
+        assert not {"ablation", "verdicts"} & {each.anchor for each in found.sections}
+
     def test_a_study_without_a_race_has_none(self, study: optuna.Study) -> None:
         assert "race" not in [each.anchor for each in document(study).sections]
 

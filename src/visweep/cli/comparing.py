@@ -10,7 +10,7 @@ from visweep.cli import sweep_options as own
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (ablate, race):
+    for command in (ablate, pruned, race):
         app.command()(command)
 
 
@@ -81,6 +81,44 @@ def ablate(
         study=study, trial=trial, to=to, seeds=seeds, name=name, dry_run=dry_run, local=local
     )
     return ablate(wanted)
+
+
+def pruned(
+    study: opt.Study,
+    sample: Annotated[
+        int,
+        typer.Option(
+            "--sample",
+            metavar="S",
+            min=1,
+            help="How many pruned trials to train, such as 10: half of them those that were "
+            "nearest to the best when they were stopped, the others drawn at random.",
+        ),
+    ] = 5,
+    name: Name = None,
+    storage: opt.Storage = None,
+    artifacts: opt.Artifacts = None,
+    data_dir: opt.DataDir = None,
+    device: opt.Device = "auto",
+    workers: opt.Workers = "auto",
+    pack: opt.Pack = 1,
+    timeout: opt.Timeout = None,
+    dry_run: own.DryRun = False,
+) -> int:
+    """Train a few pruned trials to their end: would any have won? The report says what follows."""
+    from visweep.cli.join import Local
+    from visweep.cli.pruned import Wanted, pruned
+
+    local = Local(
+        storage=storage,
+        data_dir=data_dir,
+        artifacts=artifacts,
+        device=device,
+        workers=opt.number_of_workers(workers),
+        pack=pack,
+        timeout=opt.seconds(timeout),
+    )
+    return pruned(Wanted(study=study, sample=sample, name=name, dry_run=dry_run, local=local))
 
 
 def race(

@@ -24,6 +24,7 @@ from visweep.search.interrupt import Interrupt
 from visweep.search.live import view_for
 from visweep.search.making import TrainerMaker
 from visweep.search.packing import PackedWorker, make_worker
+from visweep.search.room import free_memory, workers_with_room
 from visweep.search.study import OpenStudy, open_study
 from visweep.search.summary import print_summary
 from visweep.search.threads import (
@@ -259,8 +260,12 @@ def _workers(
 
 
 def _suitable(opened: OpenStudy, means: Means, view: Watcher) -> int:
-    if means.device == "cpu" or opened.slots.unfinished() <= means.pack:
-        return default_workers(means.device)
+    usual = default_workers(means.device)
+    if opened.slots.unfinished() <= means.pack:
+        return usual
+    if means.device == "cpu":
+        expected = _expected(opened, means)
+        return workers_with_room(usual, means.pack, expected, free_memory(), view)
     found = workers_on(opened.specification, means.device, view.note)
     return max(1, found // means.pack)
 

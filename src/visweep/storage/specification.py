@@ -275,7 +275,11 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def provenance(
-    device: str, data_dir: str | None = None, threads: int = 1, trainer: int | None = None
+    device: str,
+    data_dir: str | None = None,
+    threads: int = 1,
+    trainer: int | None = None,
+    hardware: str | None = None,
 ) -> dict[str, Any]:
     """Where and with what a trial is run; JSON values.
 
@@ -284,6 +288,7 @@ def provenance(
         data_dir: folder of the images, where one was given.
         threads: of the training process; on the CPU its sums are rounded by their number.
         trainer: the version of it, which decides what is drawn.
+        hardware: the name of the GPU or of the processor.
     """
     return {
         "versions": {name: _version(name) for name in _PACKAGES},
@@ -292,6 +297,7 @@ def provenance(
         "machine": f"{platform.system()} {platform.machine()}",
         "host": platform.node(),
         "device": device,
+        **({} if hardware is None else {"hardware": hardware}),
         "threads": threads,
         "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
         "commit": _commit(),

@@ -32,11 +32,23 @@ from visweep.storage.specification import RACE, Specification
 def race_section(overview: Overview) -> Section | None:
     """The race of this study, or this race; nothing where there is none."""
     own = overview if RACE in overview.attributes else overview.companions.get("race")
-    if own is None or RACE not in own.attributes:
+    raced = None if own is None else _raced(own)
+    if own is None or raced is None:
         return None
-    specification = Specification.from_stored(own.specification)
-    raced = read_race(own.attributes, specification, own.trials)
     return Section("race", "Race", list(_blocks(own, raced)))
+
+
+def race_lead(overview: Overview) -> str:
+    """What a study that races has come to, as its report begins; empty where it does not race."""
+    raced = _raced(overview)
+    return "" if raced is None else capital(words.outcome(raced))
+
+
+def _raced(overview: Overview) -> Raced | None:
+    if RACE not in overview.attributes:
+        return None
+    specification = Specification.from_stored(overview.specification)
+    return read_race(overview.attributes, specification, overview.trials)
 
 
 def _blocks(own: Overview, raced: Raced) -> Iterator[Block]:
