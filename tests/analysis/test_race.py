@@ -66,7 +66,7 @@ def add_race(
     race.set_user_attr(RACE, begun)
     if test:
         race.set_user_attr(TEST, dict(TESTED))
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(2)
     for seed in range(1, seeds + 1):
         for name in NAMES:
             value = 0.85 - behind[name] / 100 + 0.005 * float(rng.standard_normal())
@@ -210,6 +210,11 @@ class TestTheSection:
         assert {row[0] for row in looks.rows} == {str(look.seeds) for look in found.race.looks}
         dropped = {row[2]: row for row in looks.rows if row[2] != "–"}
         assert set(dropped) == {"trial 2", "trial 9"}
+        quiet = [row for row in looks.rows if row[2] == "–"]
+        assert quiet
+        for row in quiet:
+            ratio, _, threshold = row[5].split("\N{NO-BREAK SPACE}")
+            assert (float(ratio) > 1, threshold) == (True, "threshold")
         for look in found.race.looks:
             for drop in look.dropped:
                 assert dropped[drop.arm][3:5] == [drop.better, f"−{abs(drop.effect):.1f}"]

@@ -100,7 +100,7 @@ def _arms(own: Overview, raced: Raced) -> Table:
     chosen = [place for place, arm in enumerate(raced.arms) if arm == raced.chosen]
     return Table(
         "The leaders of the search, trained with new seeds: validation accuracy",
-        ["configuration of", "in the search", "in the race (95 %)", "seeds", ""],
+        ["configuration of", "in the search", _unbroken("in the race (95 %)"), "seeds", "outcome"],
         rows,
         numeric=frozenset({1, 2, 3}),
         marked=frozenset(chosen),
@@ -126,7 +126,14 @@ def _rows(look: Look) -> Iterator[list[str]]:
     for arm in look.withdrawn:
         yield [str(look.seeds), left, arm, "most runs without result", *([MISSING] * 3)]
     if not (look.dropped or look.withdrawn):
-        yield [str(look.seeds), left, *([MISSING] * 5)]
+        yield [str(look.seeds), left, *([MISSING] * 3), _closest(look), MISSING]
+
+
+def _closest(look: Look) -> str:
+    """How far the nearest pair was from telling its worse arm."""
+    if look.closest is None:
+        return MISSING
+    return f"{look.closest:.2g}{GAP}×{GAP}threshold"
 
 
 def _missing(raced: Raced) -> Iterator[str]:
