@@ -177,7 +177,7 @@ def test_sections_in_order_with_a_link_each(page: Page) -> None:
         "specification",
         "environment",
     ]
-    assert len(anchors) == len(SECTIONS) - 2, "nothing is compared over seeds"
+    assert len(anchors) == len(SECTIONS) - 3, "nothing is compared over seeds"
     links = [link.attributes["href"] for link in page.all("a")]
     assert links == ["#content", *(f"#{anchor}" for anchor in anchors)]
 
@@ -278,7 +278,7 @@ def test_an_empty_study(new_study: NewStudy) -> None:
     assert "This study has no trials yet." in page.text("header")
     assert "0 of 20" in page.text("header")
     assert page.charts == []
-    assert len(page.all("section")) == len(SECTIONS) - 3
+    assert len(page.all("section")) == len(SECTIONS) - 4
 
 
 def test_a_single_trial(new_study: NewStudy) -> None:
