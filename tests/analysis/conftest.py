@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -20,6 +19,8 @@ from optuna.distributions import (
 )
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from arms_studies import arms_of_report, noise, runs_of_report, specification_of
 
 EPOCHS = 8
 BEGIN = datetime(2026, 11, 20, 9, 30)
@@ -65,12 +66,6 @@ PROVENANCE = {
     "host": "example",
     "data_dir": "/images of digits",
 }
-
-
-def noise(*key: object) -> float:
-    """A fixed number in [-1, 1) for a key, the same on every machine and version."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return int.from_bytes(digest[:4], "big") / 2**31 - 1.0
 
 
 def accuracy(parameters: dict[str, Any], number: int, epoch: int) -> float:
@@ -161,7 +156,10 @@ NewStudy = Callable[..., optuna.Study]
 
 @pytest.fixture(scope="session")
 def new_study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewStudy]:
-    """Make a study in a SQLite file of its own: `new_study(name, trials, is_sweep=True, …)`."""
+    """Make a study in a SQLite file of its own: `new_study(name, trials, is_sweep=True, …)`.
+
+    With `beside=STUDY` it is made in the file of that one.
+    """
     storages: list[RDBStorage] = []
 
     def make(
@@ -171,16 +169,26 @@ def new_study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewStudy]:
         is_sweep: bool = True,
         budget: int | None = None,
         direction: str = "maximize",
+        beside: optuna.Study | None = None,
+        specification: dict[str, Any] = SPECIFICATION,
+        attributes: dict[str, Any] | None = None,
     ) -> optuna.Study:
-        file: Path = tmp_path_factory.mktemp("study") / "studies.db"
-        storage = RDBStorage(
-            f"sqlite:///{file}", engine_kwargs={"pool_events": [(_fast, "connect")]}
+        if beside is None:
+            file: Path = tmp_path_factory.mktemp("study") / "studies.db"
+            storage = RDBStorage(
+                f"sqlite:///{file}", engine_kwargs={"pool_events": [(_fast, "connect")]}
+            )
+            storages.append(storage)
+        study = optuna.create_study(
+            study_name=name,
+            storage=storage if beside is None else beside._storage,
+            direction=direction,
         )
-        storages.append(storage)
-        study = optuna.create_study(study_name=name, storage=storage, direction=direction)
         if is_sweep:
-            study.set_user_attr("visweep:specification", SPECIFICATION)
+            study.set_user_attr("visweep:specification", specification)
             study.set_user_attr("visweep:budget", len(trials) if budget is None else budget)
+        for key, value in (attributes or {}).items():
+            study.set_user_attr(key, value)
         study.add_trials(trials)
         return study
 
@@ -217,3 +225,13 @@ def thousand_trials() -> optuna.Study:
     study.set_user_attr("visweep:budget", 1000)
     study.add_trials(finished_trials(1000))
     return study
+
+
+@pytest.fixture(scope="session")
+def comparison(new_study: NewStudy) -> optuna.Study:
+    """A study of arms with planted effects: 8 arms over 5 seeds."""
+    return new_study(
+        "report-ablation-fashion-mnist",
+        runs_of_report(5),
+        specification=specification_of(arms_of_report()),
+    )

@@ -21,7 +21,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from visweep.analysis.figures.chart import Chart, NothingToDraw
 from visweep.analysis.figures.curves import learning_curves
 from visweep.analysis.figures.history import history
-from visweep.analysis.figures.importance import importance
 from visweep.analysis.figures.parallel import parallel_coordinates
 from visweep.analysis.figures.slices import slices
 from visweep.analysis.figures.train_curves import measured, train_curves
@@ -30,7 +29,7 @@ from visweep.analysis.measure import Measure
 ACCURACY = Measure("validation accuracy", percent=True, maximize=True)
 LOSS = Measure("loss", percent=False, maximize=False, step="step")
 
-ONE_CHART = [history, learning_curves, parallel_coordinates, importance]
+ONE_CHART = [history, learning_curves, parallel_coordinates]
 
 
 @pytest.fixture(scope="module")
@@ -160,48 +159,6 @@ def test_slices_cover_every_parameter_that_varies(trials: list[FrozenTrial]) -> 
     assert list(charts[0].figure.layout.xaxis.categoryarray) == ["4", "8", "16"]
 
 
-def test_importance_counts_pruned_trials_as_not_among_the_best() -> None:
-    """The trap: `a` decides what is pruned, so that among completed trials it never varies."""
-    space: dict[str, BaseDistribution] = {
-        "a": CategoricalDistribution(["bad", "good"]),
-        "b": CategoricalDistribution(["x", "y"]),
-    }
-    trials = [
-        finished(
-            i,
-            TrialState.COMPLETE if a == "good" else TrialState.PRUNED,
-            0.8 + 0.001 * i if a == "good" else 0.1,
-            {"a": a, "b": b},
-            space,
-        )
-        for i, (a, b) in enumerate([("bad", "x"), ("bad", "y"), ("good", "x"), ("good", "y")] * 6)
-    ]
-    chart = importance(trials, ACCURACY)
-    shares = dict(zip(chart.figure.data[0].y, chart.figure.data[0].x, strict=True))
-    assert shares["a"] > 90
-    assert math.isclose(sum(shares.values()), 100, abs_tol=0.1)
-
-
-def test_importance_states_its_method_and_what_it_counts(trials: list[FrozenTrial]) -> None:
-    caption = importance(trials, ACCURACY).caption
-    assert "PED-ANOVA" in caption
-    assert "Pruned trials count as not among the best" in caption
-
-
-def test_importance_follows_the_direction() -> None:
-    """Where less is better the best are the lowest."""
-    space: dict[str, BaseDistribution] = {
-        "decides": IntDistribution(0, 9),
-        "idle": IntDistribution(0, 9),
-    }
-    trials = [
-        finished(i, TrialState.COMPLETE, v, {"decides": i % 10, "idle": (i * 7) % 9}, space)
-        for i, v in enumerate([0.1, 0.9, 0.8, 0.95, 0.85, 0.99, 0.7, 0.92, 0.83, 0.91] * 6)
-    ]
-    chart = importance(trials, LOSS)
-    assert chart.figure.data[0].y[-1] == "decides"
-
-
 NO_TRIALS: list[FrozenTrial] = []
 
 
@@ -211,22 +168,10 @@ def test_without_trials_a_reason_is_given(draw: Callable[..., object]) -> None:
         draw(NO_TRIALS, ACCURACY)
 
 
-def test_importance_of_few_trials_says_how_many_it_needs(trials: list[FrozenTrial]) -> None:
-    with pytest.raises(NothingToDraw, match="at least 5 completed trials and 10 finished"):
-        importance(trials[:4], ACCURACY)
-
-
-def test_importance_of_equal_trials_is_refused() -> None:
-    space: dict[str, BaseDistribution] = {"x": FloatDistribution(0, 1)}
-    trials = [finished(i, TrialState.COMPLETE, 0.5, {"x": i / 20}, space) for i in range(20)]
-    with pytest.raises(NothingToDraw, match="20 of 20 finished trials are equally good"):
-        importance(trials, ACCURACY)
-
-
 def test_a_single_possible_value_is_nothing_to_compare() -> None:
     space: dict[str, BaseDistribution] = {"only": CategoricalDistribution(["one"])}
     trials = [finished(i, TrialState.COMPLETE, 0.5, {"only": "one"}, space) for i in range(3)]
-    for draw in (parallel_coordinates, slices, importance):
+    for draw in (parallel_coordinates, slices):
         with pytest.raises(NothingToDraw, match="No parameter has more than one value"):
             draw(trials, ACCURACY)
     assert drawn_points(history(trials, ACCURACY).figure) > 3
@@ -249,13 +194,11 @@ def test_values_that_are_not_finite_are_left_out() -> None:
     assert "Not drawn: 1" in chart.caption
 
 
-def test_all_pruned_still_draws_all_but_importance(trials: list[FrozenTrial]) -> None:
+def test_all_pruned_still_draws_all(trials: list[FrozenTrial]) -> None:
     pruned = of(trials, TrialState.PRUNED)
     for draw in (history, learning_curves, parallel_coordinates):
         assert drawn_points(draw(pruned, ACCURACY).figure) >= len(pruned)
     assert len(slices(pruned, ACCURACY)) == 7
-    with pytest.raises(NothingToDraw):
-        importance(pruned, ACCURACY)
 
 
 def test_conditional_parameters_leave_gaps() -> None:

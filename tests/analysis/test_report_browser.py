@@ -90,8 +90,8 @@ def test_the_console_is_heard(tmp_path: Path) -> None:
 
 
 def test_every_figure_is_drawn(loaded: Loaded) -> None:
-    assert loaded.dom.count('class="chart') == 3 + 7 + 1
-    assert len(loaded.drawn) == 3 + 7 + 1
+    assert loaded.dom.count('class="chart') == 3 + 7 + 2
+    assert len(loaded.drawn) == 3 + 7 + 2
     for figure in loaded.drawn:
         assert re.search(r'class="(point|js-line|points)"|class="trace', figure)
 
@@ -153,7 +153,7 @@ def test_names_from_the_study_do_not_run(new_study: NewStudy, tmp_path: Path) ->
     page.write_text(build_report(new_study(f"hostile {HOSTILE}", trials)), encoding="utf-8")
     loaded = load(page, tmp_path / "profile", "--dump-dom")
     assert loaded.console == []
-    assert len(loaded.drawn) == 3 + 2 + 1
+    assert len(loaded.drawn) == 3 + 2 + 2
     assert "<title>hostile &lt;/script&gt;" in loaded.dom
     assert "<img" not in re.sub(r"<script.*?</script>", "", loaded.dom, flags=re.DOTALL)
 
@@ -163,4 +163,4 @@ def test_a_thousand_trials_are_drawn(thousand_trials: optuna.Study, tmp_path: Pa
     write_report(thousand_trials, page)
     loaded = load(page, tmp_path / "profile", "--dump-dom")
     assert loaded.console == []
-    assert len(loaded.drawn) == 3 + 7 + 1
+    assert len(loaded.drawn) == 3 + 7 + 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from visweep.analysis.measure import Measure
 from visweep.errors import UsageError
-from visweep.storage.specification import BUDGET, SPECIFICATION
+from visweep.storage.specification import BUDGET, OF, SPECIFICATION
 from visweep.training.results import OUT_OF_MEMORY
 
 STATE_WORDS = {
@@ -30,6 +30,9 @@ STATE_WORDS = {
     TrialState.WAITING: "waiting",
 }
 """What a page calls the states of trials."""
+
+COMPANIONS = ("ablation", "neighbours", "race", "pruned")
+"""Kinds of studies that are made of another one and shown in its report; they end their names."""
 
 
 def attribute(trial: FrozenTrial, name: str) -> float | None:
@@ -118,6 +121,8 @@ class Overview:
         budget: how many trials it is to finish; None when no budget is stored.
         specification: what it was created with; empty when none is stored.
         where: options that tell other commands in which storage it lies.
+        attributes: user attributes of the study.
+        companions: the studies beside it that were made of it, by kind.
     """
 
     name: str
@@ -126,6 +131,8 @@ class Overview:
     budget: int | None
     specification: Mapping[str, Any]
     where: Sequence[str] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    companions: Mapping[str, Overview] = field(default_factory=dict)
 
     def having(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in one of these states."""
@@ -152,12 +159,9 @@ class Overview:
         return mapping(self.specification, "identity")
 
     @property
-    def provenance(self) -> list[Mapping[str, Any]]:
-        """Where and with what the trials were run: one record for each that has one."""
-        own = [mapping(trial.user_attrs, "provenance") for trial in self.trials]
-        recorded = [record for record in own if record]
-        shared = mapping(self.specification, "provenance")
-        return recorded or ([shared] if shared else [])
+    def compares_arms(self) -> bool:
+        """Whether it compares given configurations over seeds, and does not search."""
+        return bool(mapping(self.identity, "arms"))
 
     @property
     def varied(self) -> list[str]:
@@ -233,6 +237,25 @@ def read(study: optuna.Study, where: Sequence[str] = ()) -> Overview:
             f"study {study.study_name!r}: it has {len(study.directions)} objectives; "
             "a report is made of a study with one"
         )
+    found = _read(study, where)
+    return replace(found, companions=_companions(study, where)) if found.specification else found
+
+
+def _companions(study: optuna.Study, where: Sequence[str]) -> dict[str, Overview]:
+    found = {}
+    for kind in COMPANIONS:
+        try:
+            other = optuna.load_study(
+                study_name=f"{study.study_name}-{kind}", storage=study._storage
+            )
+        except KeyError:
+            continue
+        if other.user_attrs.get(OF) == {"study": study.study_name, "kind": kind}:
+            found[kind] = _read(other, where)
+    return found
+
+
+def _read(study: optuna.Study, where: Sequence[str]) -> Overview:
     attributes = study.user_attrs
     budget = attributes.get(BUDGET)
     specification = mapping(attributes, SPECIFICATION)
@@ -243,6 +266,7 @@ def read(study: optuna.Study, where: Sequence[str] = ()) -> Overview:
         budget=budget if isinstance(budget, int) and budget > 0 else None,
         specification=specification,
         where=tuple(where),
+        attributes=attributes,
     )
 
 

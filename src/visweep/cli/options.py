@@ -57,7 +57,7 @@ DataDir = Annotated[
         metavar="DIR",
         rich_help_panel=DATA,
         help="Where the images lie, such as ~/data. [default: a cache, filled by download; to "
-        "resume or help, where the study's last trial found them]",
+        "resume or help, where the study found them last]",
     ),
 ]
 ImageSize = Annotated[
@@ -145,7 +145,7 @@ Workers = Annotated[
         metavar="W",
         rich_help_panel=TRAINING,
         help="Processes of this machine that train trials at the same time, such as 2; "
-        "auto takes one per core, at most 8, or one on a GPU.",
+        "auto takes one per core, at most 8; on a GPU it tries how many are worth it.",
     ),
 ]
 Pack = Annotated[

@@ -15,7 +15,13 @@ from visweep import text
 from visweep.analysis.ablation import AblationRow, AblationTable, ArmResults, ablation_table
 from visweep.analysis.measure import points
 from visweep.analysis.statistics.verdicts import Verdict
-from visweep.analysis.statistics.words import decides, judged, needed
+from visweep.analysis.statistics.words import (
+    could_have_shown,
+    decides,
+    judged,
+    needed,
+    of_other_images,
+)
 from visweep.storage.specification import Specification
 
 _MISSING = "—"
@@ -97,20 +103,15 @@ def _remarks(table: AblationTable) -> Iterator[str]:
             yield f"{each.changed.name}: {judged(each.row)}"
     if table.rows:
         yield decides(table.verdicts)
-    shown = [each.row.detectable for each in table.rows if each.row.detectable is not None]
-    if shown:
-        yield (
-            f"{text.plural(len(table.seeds), 'seed')} could have shown effects of "
-            f"{min(shown):.1f} to {max(shown):.1f} points, by the row, in 4 of 5 studies"
-        )
-    if said := needed(table.verdicts):
-        yield said
     errors = [error for each in table.arms for error in each.error.values()]
-    if errors:
-        yield (
-            "Other validation images would move an accuracy by about "
-            f"±{fmean(errors):.1f} points (one standard error), both sides of a row mostly alike."
-        )
+    yield from filter(
+        None,
+        [
+            could_have_shown(table.verdicts.rows),
+            needed(table.verdicts),
+            of_other_images(errors),
+        ],
+    )
 
 
 def _percent(value: float | None) -> str:

@@ -30,8 +30,9 @@ from visweep.search.watch import TrialView, Watcher
 from visweep.storage.budget import fixed_parameters
 from visweep.storage.engine import DATABASE_ERRORS, storage_errors
 from visweep.storage.lease import Lease, LeaseLost
-from visweep.storage.specification import ARM, provenance
+from visweep.storage.specification import ARM, DROPPED, RACE, provenance
 from visweep.storage.tables import RUNG
+from visweep.training.calibrations import hardware
 from visweep.training.results import (
     OUT_OF_MEMORY,
     TRAINER_VERSION,
@@ -148,7 +149,11 @@ class Worker:
         spec = opened.specification
         self.pruner = make_pruner(spec.pruner, spec.seed, spec.train.epochs)
         self.provenance = provenance(
-            trainer.device, spec.data.data_dir, trainer.threads, TRAINER_VERSION
+            trainer.device,
+            spec.data.data_dir,
+            trainer.threads,
+            TRAINER_VERSION,
+            hardware(trainer.device),
         )
 
     def run(self) -> None:
@@ -420,7 +425,16 @@ class _TrialRun:
         for name, arm in self.spec.arms.items():
             if arm.against is None:
                 keep.update([t.number for t in ranked if t.params.get(ARM) == name][:1])
+        keep.update(self._still_racing(ranked))
         self.opened.checkpoints.thin({t.number for t in finished}, keep)
+
+    def _still_racing(self, completed: Sequence[FrozenTrial]) -> list[int]:
+        """The test images will be looked at with every run of the arm that wins."""
+        attributes = self.opened.study.user_attrs if self.spec.arms else {}
+        if RACE not in attributes:
+            return []
+        dropped = attributes.get(DROPPED, ())
+        return [t.number for t in completed if t.params.get(ARM) not in dropped]
 
     def _fail(self, error: Exception) -> None:
         """Record the failure, with its traceback."""

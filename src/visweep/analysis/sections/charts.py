@@ -12,7 +12,6 @@ from visweep.analysis.document import Plot, PlotGrid, Section, note
 from visweep.analysis.figures.chart import Chart, NothingToDraw
 from visweep.analysis.figures.curves import learning_curves
 from visweep.analysis.figures.history import history
-from visweep.analysis.figures.importance import importance
 from visweep.analysis.figures.parallel import parallel_coordinates
 from visweep.analysis.figures.slices import slices
 from visweep.analysis.figures.train_curves import train_curves
@@ -64,12 +63,6 @@ def slices_section(overview: Overview) -> Section:
         "so a slice does not show the effect of one parameter alone."
     )
     return Section("slices", "Slices", [PlotGrid(charts, caption)])
-
-
-def importance_section(overview: Overview) -> Section:
-    """Which parameters mattered for being among the best."""
-    title = "Parameter importance"
-    return _drawn("importance", title, partial(importance, *_shown(overview)))
 
 
 def _shown(overview: Overview) -> tuple[Sequence[FrozenTrial], Measure]:

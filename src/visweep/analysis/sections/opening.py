@@ -8,6 +8,7 @@ from datetime import datetime
 from optuna.trial import FrozenTrial, TrialState
 
 from visweep import text
+from visweep.analysis.ablation import AblationTable
 from visweep.analysis.document import Block, Paragraph, Tile, Tiles, note
 from visweep.analysis.measure import GAP, duration, plural
 from visweep.analysis.overview import (
@@ -20,11 +21,14 @@ from visweep.analysis.overview import (
 )
 from visweep.analysis.sections.cells import per_seed
 from visweep.analysis.sections.replicates import said_of
+from visweep.analysis.sections.verdicts import arm_tiles, table_of, tally
 
 
 def circumstances(overview: Overview) -> list[str]:
     """What was searched, with what and when, as a few words each."""
     identity = overview.identity
+    if overview.compares_arms:
+        return [*_compared(overview), *filter(None, [_period(overview)])]
     names = {part: mapping(identity, part).get("name") for part in ("data", "sampler", "pruner")}
     model = mapping(identity, "model").get("kind")
     words = [
@@ -37,6 +41,12 @@ def circumstances(overview: Overview) -> list[str]:
         _period(overview),
     ]
     return [str(word) for word in words if word]
+
+
+def _compared(overview: Overview) -> list[str]:
+    arms = plural(len(mapping(overview.identity, "arms")), "configuration")
+    images = mapping(overview.identity, "data").get("name")
+    return [f"{arms} on {images}" if images else arms, "over paired seeds"]
 
 
 def _period(overview: Overview) -> str | None:
@@ -53,12 +63,29 @@ def _moment(time: datetime) -> str:
 
 def opening(overview: Overview) -> list[Block]:
     """The result, the numbers that matter, and how far the study has come."""
+    table = table_of(overview)
+    if table is not None:
+        lead = tally(table) if table.rows else _result_of_arms(table)
+        tiles = [*arm_tiles(table), _trials_tile(overview)]
+        return [Paragraph(lead, role="lead"), Tiles(tiles), Paragraph(_progress(overview)[0])]
     paragraphs = [
         Paragraph(_result(overview), role="lead"),
         *([note(_caution(overview, overview.best))] if overview.best else []),
         Paragraph(" ".join(_progress(overview))),
     ]
     return [paragraphs[0], Tiles(_tiles(overview)), *paragraphs[1:]]
+
+
+def _result_of_arms(table: AblationTable) -> str:
+    known = {each.name: each.mean for each in table.arms if each.mean is not None}
+    if not known:
+        return "No configuration has a result yet."
+    seeds = plural(len(table.seeds), "seed")
+    best = max(known, key=lambda name: known[name])
+    return (
+        f"{plural(len(table.arms), 'configuration')} over {seeds}; the highest mean is that of "
+        f"{best}, {100 * known[best]:.1f}{GAP}%."
+    )
 
 
 def _result(overview: Overview) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
+
 from visweep import text
 from visweep.analysis.measure import GAP, plural, points
 from visweep.analysis.statistics.comparison import Missing
@@ -46,6 +49,33 @@ def needed(verdicts: Verdicts) -> str:
         f"To show an effect of {aim} in 4 of 5 studies would take about "
         f"{plural(verdicts.seeds, 'seed')}: the differences of paired runs scatter by "
         f"{verdicts.scatter:.2g}{GAP}points."
+    )
+
+
+def could_have_shown(rows: Sequence[Row]) -> str:
+    """The smallest effects that these seeds could have shown, as a sentence; empty if unknown."""
+    shown = [row.detectable for row in rows if row.detectable is not None]
+    if not shown:
+        return ""
+    seeds = sorted({len(row.seeds) for row in rows if row.detectable is not None})
+    number = plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    least, most = (f"{min(each, MOST):.1f}" for each in (min(shown), max(shown)))
+    size = f"{least}{GAP}points" if least == most else f"{least} to {most}{GAP}points, by the row,"
+    return f"With {number}, an effect of {size} would have been shown in 4 of 5 studies."
+
+
+def of_other_images(errors: Sequence[float]) -> str:
+    """What the choice of validation images adds, as a sentence; empty if that is not known.
+
+    Args:
+        errors: standard errors of accuracies by that choice, in points.
+    """
+    if not errors:
+        return ""
+    return (
+        f"Other validation images would move an accuracy by about ±{fmean(errors):.1f}{GAP}points "
+        "(one standard error), both sides of a row mostly alike; the intervals here are about "
+        "training again on the same images."
     )
 
 

@@ -1,0 +1,258 @@
+"""Whether pruning dropped a run that would have won, estimated from a few that are run to the end.
+
+Two samples answer it together. Those that lay nearest to the best when they were stopped are the
+likeliest to have won: all of these are looked at, and nothing is inferred from them. Of the others
+a few are drawn at random, and stand for all of them, within an exact interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+from random import Random
+from statistics import fmean
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from visweep.analysis.measure import Measure
+from visweep.analysis.overview import curve, ranked, value_of
+from visweep.analysis.statistics.paired import CONFIDENCE
+from visweep.storage.replicates import seeds_of
+from visweep.storage.specification import ARM, SEED
+from visweep.training.results import OUT_OF_MEMORY
+
+SAMPLE = "visweep:sample"
+"""User attribute of a study that trains pruned trials of another one to their end: which they are,
+see `Sample`."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some of the pruned trials of a study, by number.
+
+    Attributes:
+        nearest: those that lay nearest to the best trial when they were stopped.
+        random: drawn from the others, each as likely.
+        others: how many others there were.
+    """
+
+    nearest: tuple[int, ...]
+    random: tuple[int, ...]
+    others: int
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return (*self.nearest, *self.random)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "nearest": list(self.nearest),
+            "random": list(self.random),
+            "others": self.others,
+        }
+
+    @classmethod
+    def from_json(cls, values: object) -> Sample | None:
+        """The sample that `to_json` wrote; None where it is something else."""
+        if not isinstance(values, Mapping):
+            return None
+        parts = [values.get("nearest"), values.get("random")]
+        others = values.get("others")
+        lists = [part for part in parts if isinstance(part, list)]
+        whole = all(isinstance(number, int) for part in lists for number in part)
+        if len(lists) < 2 or not whole or not isinstance(others, int):
+            return None
+        return cls(tuple(lists[0]), tuple(lists[1]), max(others, len(lists[1])))
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """A pruned trial that was trained to its end, with the seeds that it began with.
+
+    Attributes:
+        trial: as it was pruned.
+        value: what it came to, the mean over its seeds; None where that is not known.
+        failed: why not, or empty while it is still to come.
+        won: whether it is better than the best of its study.
+        rank: the place that it would have had among the completed trials.
+    """
+
+    trial: FrozenTrial
+    value: float | None
+    failed: str = ""
+    won: bool = False
+    rank: int | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known if it would have won; a run that diverges would not."""
+        return self.value is not None or self.failed.startswith("diverged")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the reruns come to.
+
+    Attributes:
+        nearest, random: the reruns of both samples.
+        others: of how many the random ones stand for all.
+    """
+
+    nearest: tuple[Rerun, ...]
+    random: tuple[Rerun, ...]
+    others: int
+
+    @property
+    def reruns(self) -> tuple[Rerun, ...]:
+        return (*self.nearest, *self.random)
+
+    @property
+    def known(self) -> list[Rerun]:
+        return [rerun for rerun in self.reruns if rerun.known]
+
+    @property
+    def won(self) -> int:
+        """How many would have won, of those that are known."""
+        return sum(rerun.won for rerun in self.known)
+
+    @property
+    def interval(self) -> tuple[int, int] | None:
+        """How many of all pruned trials would have won, with 95 % confidence.
+
+        None where no random rerun is known yet, while there are others to speak of.
+        """
+        drawn = [rerun for rerun in self.random if rerun.known]
+        sure = sum(rerun.won for rerun in self.nearest if rerun.known)
+        unknown = sum(not rerun.known for rerun in self.nearest)
+        if not drawn and self.others:
+            return None
+        low, high = number_within(sum(r.won for r in drawn), len(drawn), self.others)
+        return sure + low, sure + unknown + high
+
+
+def eligible(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The pruned trials that could be run to their end, with the study's own seeds."""
+    return [
+        trial
+        for trial in trials
+        if trial.state == TrialState.PRUNED
+        and curve(trial)
+        and trial.user_attrs.get("ended") != OUT_OF_MEMORY
+        and not str(trial.user_attrs.get("ended")).startswith("diverged")
+        and not seeds_of(trial)
+    ]
+
+
+def choose(trials: Sequence[FrozenTrial], measure: Measure, seed: int, size: int) -> Sample:
+    """Which pruned trials to run to their end: half of them the nearest, the others at random.
+
+    How near a trial was is the difference of its last value from what the best trial had after
+    the same epoch; where that is not known, from the best trial's final value.
+
+    Args:
+        trials: of a study, with one at least that completed.
+        measure: what it optimises.
+        seed: of the drawing.
+        size: how many; all of them where there are fewer.
+    """
+    best = ranked(trials, measure)[0]
+    reached = dict(curve(best))
+
+    def gap(trial: FrozenTrial) -> tuple[float, int]:
+        epoch, value = curve(trial)[-1]
+        there = reached.get(epoch, value_of(best))
+        return measure.key(there) - measure.key(value), trial.number
+
+    by_gap = sorted(eligible(trials), key=gap)
+    nearest, others = by_gap[: size // 2], by_gap[size // 2 :]
+    drawn = sorted(t.number for t in others)
+    Random(seed).shuffle(drawn)
+    return Sample(
+        nearest=tuple(t.number for t in nearest),
+        random=tuple(drawn[: size - size // 2]),
+        others=len(others),
+    )
+
+
+def arm_of(number: int) -> str:
+    """What the arm is called that runs a pruned trial to its end."""
+    return f"trial {number}"
+
+
+def judge_reruns(
+    trials: Sequence[FrozenTrial],
+    measure: Measure,
+    sample: Sample,
+    seeds: Sequence[int],
+    reruns: Sequence[FrozenTrial],
+) -> Verdict:
+    """What the sample's trials would have come to.
+
+    Args:
+        trials: of the study, one at least completed.
+        measure: what it optimises.
+        sample: what was run again.
+        seeds: that the study trains its trials with.
+        reruns: trials of the study of arms.
+    """
+    by_number = {trial.number: trial for trial in trials}
+    ends = [measure.key(value_of(trial)) for trial in ranked(trials, measure)]
+
+    def rerun(number: int) -> Rerun:
+        trial = by_number[number]
+        own = [t for t in reruns if t.params.get(ARM) == arm_of(number)]
+        value, failed = _outcome(own, seeds)
+        if value is None:
+            return Rerun(trial, None, failed)
+        better = sum(end >= measure.key(value) for end in ends)
+        return Rerun(trial, value, "", won=better == 0, rank=better + 1)
+
+    def known(numbers: Sequence[int]) -> tuple[Rerun, ...]:
+        return tuple(rerun(number) for number in numbers if number in by_number)
+
+    return Verdict(known(sample.nearest), known(sample.random), sample.others)
+
+
+def number_within(found: int, drawn: int, total: int) -> tuple[int, int]:
+    """How many of `total` have a property that `found` of `drawn` at random have.
+
+    The exact 95 % interval of C. Clopper and E. Pearson (1934), Biometrika 26, 404-413, for
+    drawing without replacement: the numbers under which neither so many nor so few would be drawn
+    with a probability of 2.5 % or less. It covers in 95 % of samples at least, and is one number
+    where all were drawn.
+    """
+    tail = (1 - CONFIDENCE) / 2
+    possible = range(found, total - drawn + found + 1)
+    likely = [
+        number
+        for number in possible
+        if _at_least(found, drawn, number, total) > tail
+        and _at_least(drawn - found, drawn, total - number, total) > tail
+    ]
+    return likely[0], likely[-1]
+
+
+def _at_least(found: int, drawn: int, number: int, total: int) -> float:
+    """The chance that `found` or more of `drawn` are among the `number` that have the property."""
+    ways = sum(comb(number, k) * comb(total - number, drawn - k) for k in range(found, drawn + 1))
+    return ways / comb(total, drawn)
+
+
+def _outcome(runs: Sequence[FrozenTrial], seeds: Sequence[int]) -> tuple[float | None, str]:
+    """The mean over the seeds; or None, and why there is none if that is known."""
+    values: dict[int, float] = {}
+    failed = ""
+    for run in runs:
+        seed = run.params.get(SEED)
+        if not isinstance(seed, int) or seed not in seeds:
+            continue
+        if run.state == TrialState.COMPLETE:
+            values[seed] = value_of(run)
+        elif run.state.is_finished():
+            failed = str(run.user_attrs.get("ended") or run.state.name.lower())
+    if all(seed in values for seed in seeds):
+        return fmean(values[seed] for seed in seeds), ""
+    return None, failed

@@ -1,0 +1,84 @@
+"""Whether pruning dropped a run that would have won: a few are trained to their end."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, replace
+
+import optuna
+
+from visweep.analysis.measure import Measure
+from visweep.analysis.pruning import SAMPLE, Sample, arm_of, choose, eligible
+from visweep.cli.companions import Source, companion, source_of
+from visweep.cli.join import Local
+from visweep.cli.studies import opened
+from visweep.cli.sweep import train_all
+from visweep.errors import UsageError
+
+_ACCURACY = Measure("validation accuracy", percent=True, maximize=True)
+KIND = "pruned"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What `visweep pruned` was asked for; fields are named after the options."""
+
+    study: str
+    sample: int
+    name: str | None
+    dry_run: bool
+    local: Local
+
+
+def pruned(wanted: Wanted) -> int:
+    """Train some pruned trials to their end, with their own seeds; returns the exit status.
+
+    Raises:
+        UsageError: an option is bad, or nothing was pruned.
+    """
+    source = source_of(wanted.study, wanted.local)
+    source.chosen(None)
+    if not eligible(source.trials):
+        raise UsageError(f"STUDY: no trial of {wanted.study!r} was pruned that could run on")
+    name = wanted.name or f"{source.name}-{KIND}"
+    sample = _begun(wanted, source, name) or choose(
+        source.trials, _ACCURACY, source.specification.seed, wanted.sample
+    )
+    by_number = {trial.number: trial for trial in source.trials}
+    seeds = source.specification.train.seeds
+    arms = {arm_of(number): source.arm(by_number[number]) for number in sample.numbers}
+    prepared = companion(
+        source,
+        KIND,
+        arms,
+        wanted.local,
+        first_seed=min(seeds),
+        trials=len(arms) * len(seeds),
+        name=wanted.name,
+    )
+    attributes = {**prepared.attributes, SAMPLE: sample.to_json()}
+    return train_all(replace(prepared, attributes=attributes), wanted.dry_run)
+
+
+def _begun(wanted: Wanted, source: Source, name: str) -> Sample | None:
+    """What an earlier call chose, to go on with; the search may have gone on since then.
+
+    Raises:
+        UsageError: it chose another number of trials.
+    """
+    with opened(wanted.local.storage, source.name) as (_, storage):
+        if name not in optuna.get_all_study_names(storage):
+            return None
+        found = optuna.load_study(study_name=name, storage=storage)
+        sample = Sample.from_json(found.user_attrs.get(SAMPLE))
+    if sample is not None and len(sample.numbers) != min(wanted.sample, _all_of(sample)):
+        number = len(sample.numbers)
+        raise UsageError(
+            f"--sample: {name!r} trains {number} pruned trials, not {wanted.sample}; accepted: "
+            f"{number}, or another after: visweep delete {shlex.quote(name)}"
+        )
+    return sample
+
+
+def _all_of(sample: Sample) -> int:
+    return len(sample.nearest) + sample.others

@@ -1,0 +1,74 @@
+"""Training pruned trials to their end as a person does: real commands, resumed and refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+SEARCH = ["--trials", 10, "--train-size", 300, "--epochs", 4, "--seeds", 2, "--workers", 1]
+
+
+def trials(folder: Path, study: str) -> list[FrozenTrial]:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder}/studies.db")
+    try:
+        return optuna.load_study(study_name=study, storage=storage).get_trials()
+    finally:
+        storage.engine.dispose()
+
+
+@pytest.mark.slow
+def test_pruned_trials_are_trained_to_their_end(
+    launcher: Any, tiny_search: Path, tmp_path: Path
+) -> None:
+    where = ["--storage", f"sqlite:///{tmp_path}/studies.db"]
+    begun = launcher.run(tiny_search, *SEARCH, "--study", "night", *where)
+    assert (begun.status, begun.stderr) == (0, "")
+    search = trials(tmp_path, "night")
+    count = sum(trial.state == TrialState.PRUNED for trial in search)
+    assert count >= 4
+    run = ["visweep", "pruned", "night", *where, "--workers", 1]
+    shown = launcher.run(*run, "--sample", 3, "--dry-run")
+    assert (shown.status, shown.stderr) == (0, "")
+    assert "6 trials: about" in shown.stdout
+    done = launcher.run(*run, "--sample", 3)
+    assert (done.status, done.stderr) == (0, "")
+    found = trials(tmp_path, "night-pruned")
+    assert {trial.state for trial in found} == {TrialState.COMPLETE}
+    assert len(found) == 6
+    for rerun in found:
+        number, seed = int(rerun.params["arm"].split()[1]), rerun.params["seed"]
+        before = search[number]
+        assert before.state == TrialState.PRUNED
+        # On the CPU it is the same run, which now goes on.
+        epoch = max(before.intermediate_values)
+        then = before.user_attrs["val_accuracy_per_seed"][seed]
+        assert rerun.intermediate_values[epoch] == pytest.approx(then, abs=1e-9)
+        assert max(rerun.intermediate_values) == 4
+    again = launcher.run(*run, "--sample", 3)
+    assert (again.status, again.stderr) == (0, "")
+    assert len(trials(tmp_path, "night-pruned")) == 6
+    line = launcher.run(*run, "--sample", 4).refusal()
+    assert line.startswith("error: --sample: 'night-pruned' trains 3 pruned trials, not 4;")
+    page = tmp_path / "night.html"
+    launcher.run("visweep", "report", "night", *where, "-o", page)
+    assert "of 3 pruned trials that were chosen" in page.read_text().replace(" ", " ")
+
+
+def test_a_study_without_pruned_trials_is_refused(
+    launcher: Any, finished_study: Path, tmp_path: Path, snapshot: Any
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished_study, folder)
+    before = snapshot(folder)
+    where = ["--storage", f"sqlite:///{folder}/studies.db"]
+    found = trials(folder, "night-run")
+    if any(trial.state == TrialState.PRUNED for trial in found):
+        pytest.skip("the search of the fixture has pruned a trial")
+    line = launcher.run("visweep", "pruned", "night-run", *where).refusal()
+    assert line == "error: STUDY: no trial of 'night-run' was pruned that could run on"
+    assert snapshot(folder) == before
