@@ -29,7 +29,8 @@ format: $(READY)
 
 dashboard: $(READY)
 	@test -s storage/studies.db || { echo 'no studies yet; run: make search' >&2; exit 1; }
-	$(BIN)/optuna-dashboard --host 127.0.0.1 sqlite:///storage/studies.db
+	@mkdir -p storage/artifacts
+	$(BIN)/optuna-dashboard --host 127.0.0.1 --artifact-dir storage/artifacts sqlite:///storage/studies.db
 
 bench: $(READY)
 	$(BIN)/python benchmarks/overhead.py --workers 1

@@ -3,20 +3,21 @@
     python benchmarks/estimates.py --device cpu --threads 1
 
 Probes the device as `--dry-run` does, draws random configurations of the spaces that are shipped,
-estimates each, then measures it:
+estimates each, then measures it in some processes like those of workers, one after the other:
 
 - seconds of an epoch: so many times the fastest of a few steps and evaluations;
 - memory: the most that a real run of a few steps, with its evaluation and checkpoint, held beyond
-  what the process held before; the mean of two runs, which take place after all others had a
-  turn. It trained the same once before, since what is compiled for new shapes stays in the
-  process (up to 40 MiB on the CPU) and belongs to no trial. On the CPU it is another in another
-  process, for a ConvNet by a tenth: how tensors fit depends on what lies in the heap.
+  what the process held before; in each process the median of three runs, which take place after
+  all others had a turn, and of the processes the median. It trained the same once before, since
+  what is compiled for new shapes stays in the process (up to 40 MiB on the CPU) and belongs to no
+  trial. How tensors fit depends on what lies in the heap, and that on what was trained before:
+  the range of the processes is told, too.
 
-Both are measured in turns over all configurations. Prints a table in Markdown, then the median
-and the worst error. How many are within the bar is told twice for memory: of 10 %, and of 10 % or
-1 MiB, since the allocator alone makes such a difference. Run it on a machine that does nothing
-else: other work slows the probe and the measurement at different moments, even where CPU time is
-what is measured, since the caches are shared.
+Both are measured in turns over all configurations, in other orders in each process. Prints a
+table in Markdown, then the median and the worst error. How many are within the bar is told twice
+for memory: of 10 %, and of 10 % or 1 MiB, since the allocator alone makes such a difference. Run
+it on a machine that does nothing else: other work slows the probe and the measurement at different
+moments, even where CPU time is what is measured, since the caches are shared.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
@@ -39,23 +41,31 @@ import vit_search
 
 from visweep import text
 from visweep.config import ConvNetConfig, DataConfig, ModelConfig, TrainConfig, with_parameters
-from visweep.search.probing import design
+from visweep.search.probing import calibrated, design
+from visweep.search.processes import context_with_torch
 from visweep.search.recipe import Recipe
 from visweep.storage.specification import Specification
 from visweep.training.device import resolve_precision
 from visweep.training.estimate import EVALUATED, Calibration, Images, estimate
-from visweep.training.probe import LITTLE, Measured, calibrate, measure, synthetic
+from visweep.training.probe import LITTLE, Measured, measure, synthetic
+
+Configuration = tuple[ModelConfig, TrainConfig]
 
 RECIPES = {"vit": vit_search.SEARCH, "convnet": convnet_search.SEARCH}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A configuration, what it was estimated to take, and what it took."""
+    """A configuration, what it was estimated to take, and what it took.
+
+    Attributes:
+        spread: the least and the most memory that a process found.
+    """
 
     shown: str
     seconds: tuple[float, float]
     memory: tuple[float, float]
+    spread: tuple[float, float]
 
     def cells(self) -> tuple[str, ...]:
         return (
@@ -63,6 +73,7 @@ class Row:
             *(f"{value:.3g}" for value in self.seconds),
             f"{100 * error(self.seconds):+.0f} %",
             *(text.memory(value) for value in self.memory),
+            "–".join(text.memory(value) for value in self.spread),
             f"{100 * error(self.memory):+.0f} %",
         )
 
@@ -87,11 +98,11 @@ def main() -> None:
     parser.add_argument("--space", default="small", choices=["small", "report"])
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--seeds", type=int, default=1, help="replicas of each configuration")
+    parser.add_argument("--processes", type=int, default=5, help="that measure one by one")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--train-images", type=int, default=54_000)
     parser.add_argument("--val-images", type=int, default=6_000)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     device = torch.device(options.device)
     images = Images(options.train_images, options.val_images)
@@ -100,11 +111,16 @@ def main() -> None:
     rows: list[Row] = []
     for kind, recipe in RECIPES.items():
         specification = specified(recipe, options, device)
-        calibration = calibrate(design(specification), device)
+        calibration = calibrated(design(specification), options.device, options.threads)
         drawn = points(specification, options.points, options.seed)
-        rows += tried(kind, drawn, device, images, calibration)
+        took = [
+            _measured_apart(drawn, options.device, options.threads, seed)
+            for seed in range(options.processes)
+        ]
+        rows += compared(kind, drawn, took, images, calibration)
     headings = ("configuration", "s per epoch, estimated", "measured", "error")
-    print_table([*headings, "memory, estimated", "measured", "error"], [r.cells() for r in rows])
+    of_memory = ("memory, estimated", "measured", "least and most", "error")
+    print_table([*headings, *of_memory], [r.cells() for r in rows])
     print_errors("seconds per epoch", [error(row.seconds) for row in rows], 0.2)
     print_errors("memory", [error(row.memory) for row in rows], 0.1)
     near = sum(is_near(row.memory) for row in rows)
@@ -139,30 +155,58 @@ def points(
     return [with_parameters(specification.model, specification.train, point) for point in asked]
 
 
-def tried(
+def _measured_apart(
+    drawn: Sequence[Configuration], device: str, threads: int, seed: int
+) -> list[Measured | None]:
+    """What they take in a process like those of workers."""
+    context = context_with_torch()
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(drawn, device, threads, seed, theirs))
+    process.start()
+    theirs.close()
+    took: list[Measured | None] = ours.recv()
+    process.join()
+    return took
+
+
+def _measure(
+    drawn: Sequence[Configuration], device: str, threads: int, seed: int, pipe: Connection
+) -> None:
+    torch.set_num_threads(threads)
+    pipe.send(measure(drawn, synthetic(*drawn[0], torch.device(device)), seed))
+
+
+def compared(
     kind: str,
-    drawn: Sequence[tuple[ModelConfig, TrainConfig]],
-    device: torch.device,
+    drawn: Sequence[Configuration],
+    took: Sequence[Sequence[Measured | None]],
     images: Images,
     calibration: Calibration,
 ) -> Iterator[Row]:
-    """One row a configuration that fits in memory."""
-    measured = measure(drawn, synthetic(*drawn[0], device))
-    for (model, train), took in zip(drawn, measured, strict=True):
-        if took is None:
+    """One row a configuration that fits in memory.
+
+    Args:
+        took: by process, then by configuration.
+    """
+    for (model, train), found in zip(drawn, zip(*took, strict=True), strict=True):
+        fitted = [one for one in found if one is not None]
+        if len(fitted) < len(found):
             print(f"{described(model)}: does not fit in memory", file=sys.stderr)
             continue
-        found = estimate(model, train, images, calibration)
+        estimated = estimate(model, train, images, calibration)
+        memory = [one.memory for one in fitted]
+        fastest = min(seconds(one, train, images, calibration.device) for one in fitted)
         yield Row(
             f"{kind} {described(model)}",
-            (found.seconds_per_epoch, seconds(took, train, images, device)),
-            (found.peak_memory, took.memory),
+            (estimated.seconds_per_epoch, fastest),
+            (estimated.peak_memory, median(memory)),
+            (min(memory), max(memory)),
         )
 
 
-def seconds(measured: Measured, train: TrainConfig, images: Images, device: torch.device) -> float:
+def seconds(measured: Measured, train: TrainConfig, images: Images, device: str) -> float:
     """Of an epoch, from those of a step and of the evaluation of a few images."""
-    evaluations = images.val / EVALUATED[device.type]
+    evaluations = images.val / EVALUATED[device]
     return images.train // train.batch_size * measured.step + evaluations * measured.evaluation
 
 

@@ -19,6 +19,10 @@ def described(data: ResidentData) -> dict[str, Any]:
     return {
         "margin": data.train.margin,
         "meta": (data.dataset.name, data.dataset.classes, data.dataset.fingerprint),
+        "groups": [
+            None if part.groups is None else part.groups.tolist()
+            for part in (data.dataset.train, data.dataset.val)
+        ],
         "flip": data.dataset.may_flip,
         "padding": data.dataset.padding,
         **{name: tensor.tolist() for name, tensor in tensors.items()},

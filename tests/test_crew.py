@@ -105,15 +105,25 @@ def test_two_workers_share_a_study_and_end_with_the_exact_number(
     require_whole(mine.finish(13), 13)
 
 
-def test_one_that_is_killed_is_replaced(search: Callable[..., Search], wait_for: Any) -> None:
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (signal.SIGKILL, "SIGKILL"),
+        pytest.param(signal.SIGSEGV, "SIGSEGV", marks=pytest.mark.slow),
+        pytest.param(signal.SIGRTMIN + 2, f"signal {signal.SIGRTMIN + 2}", marks=pytest.mark.slow),
+    ],
+)
+def test_one_that_is_killed_is_replaced(
+    search: Callable[..., Search], wait_for: Any, number: int, name: str
+) -> None:
     mine = search("--epochs", 30, "--pruner", "none")
     process = mine.start(4)
     wait_for(lambda: len(mine.held()) == 2, about=process)
     victim, trial = next(iter(mine.held().items()))
-    os.kill(victim, signal.SIGKILL)
+    os.kill(victim, number)
     process.wait()
     assert (process.status, process.stderr) == (0, "")
-    said = f"worker {victim} was ended by SIGKILL while it trained trial {trial}; a new one takes"
+    said = f"worker {victim} was ended by {name} while it trained trial {trial}; a new one takes"
     assert said in process.stdout
     require_whole(mine.trials(), 4)
 

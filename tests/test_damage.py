@@ -182,6 +182,25 @@ class TestTheDatabase:
         self.require_recovery(mine)
 
 
+def test_a_lease_whose_owner_cannot_be_read(search: MakeSearch) -> None:
+    mine = search("--epochs", 3, "--pruner", "none")
+    before = mine.finish(1)
+    with closing(sqlite3.connect(mine.file)) as connection:
+        connection.execute("INSERT INTO trials (number, study_id, state) VALUES (1, 1, 'WAITING')")
+        connection.execute(
+            "INSERT INTO visweep_slots (trial_id, study_id, owner) VALUES (2, 1, '{half')"
+        )
+        connection.commit()
+    expected = "trial 1: its lease has an owner that cannot be read; repair with: visweep check"
+    assert one_line(mine.run(2), 1).startswith(expected)
+    assert one_line(resumed(mine), 1).startswith(expected)
+    mended = mine.launcher.run("visweep", "check", "--repair", "--storage", mine.url)
+    assert mended.stdout.endswith("repaired, nothing is wrong\n")
+    after = mine.finish(2)
+    assert after[:1] == before
+    assert [t.state.name for t in after] == ["COMPLETE"] * 2
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for four megabytes."""

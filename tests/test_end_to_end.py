@@ -23,7 +23,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 
-from searches import NAME, MakeSearch
+from searches import NAME, MakeSearch, Search
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,6 +77,35 @@ def test_a_killed_search_goes_on_where_it_was(search: MakeSearch, wait_for: Any)
     assert mine.finish(2) == more
     # The last to leave folds the log in: one file is the study.
     assert sorted(p.name for p in mine.file.parent.iterdir()) == ["artifacts", "studies.db"]
+
+
+@pytest.mark.slow
+def test_killed_in_its_first_trial_it_is_resumed_by_name_with_its_own_images(
+    launcher: Any, tiny_search: Path, tmp_path: Path, wait_for: Any
+) -> None:
+    for index in range(3):
+        folder = tmp_path / "images" / f"class{index}"
+        folder.mkdir(parents=True)
+        for number in range(20):
+            colour = (80 * index, 12 * number, 90)
+            Image.new("RGB", (16, 16), colour).save(folder / f"{number}.png")
+    options = ("--epochs", 150, "--pruner", "none", "--batch-size", 8)
+    own = ("--dataset", "imagefolder", "--data-dir", "images", "--image-size", 16)
+    mine = Search(launcher, tiny_search, tmp_path / "studies.db", (*own, *options))
+    killed = mine.start(1, cwd=tmp_path)
+    wait_for(lambda: mine.is_in_mid_trial(3, number=0), about=killed)
+    killed.kill()
+    name = "tiny-imagefolder-tiny"
+    there = ("--storage", mine.url, "--workers", 1)
+    others = shutil.copytree(tmp_path / "images", tmp_path / "others")
+    Image.new("RGB", (16, 16)).save(others / "class1" / "7.png")
+    for command in (("resume", name), ("worker",)):
+        refused = launcher.run("visweep", *command, *there, "--data-dir", others)
+        assert refused.refusal() == f"--data-dir: these are not the images of study {name!r}"
+    process = launcher.run("visweep", "resume", name, *there)
+    assert (process.status, process.stderr) == (0, "")
+    assert "begins anew" not in process.stdout
+    assert mine.states() == ["COMPLETE"]
 
 
 def test_ctrl_c_stops_says_how_to_go_on_and_leaves_nothing_leased(

@@ -52,7 +52,7 @@ def test_workers_are_killed_all_the_time(storm: Callable[..., StubStudy], backen
         failed = [p for p in mine.processes if p.ended() and p.status not in (0, -signal.SIGKILL)]
         assert not failed, failed[0].stderr
         alive = mine.alive()
-        if alive and len(mine.trained()) < 0.9 * mine.trials * mine.epochs:
+        if alive:
             chance.choice(alive).kill()
             kills += 1
             mine.start()
@@ -86,6 +86,57 @@ def test_who_was_suspended_too_long_changes_nothing(
         assert (process.status, process.stderr) == (0, "")
     adoptions = "".join(p.stdout for p in mine.processes).count("was adopted by another worker")
     assert adoptions >= 1, "nobody slept at the wrong moment"
+    mine.require_finished()
+
+
+def suspend_in_a_transaction(sleeper: Any, is_in_one: Callable[[], bool]) -> None:
+    """Stop a process at random moments, until it is stopped in the midst of one."""
+    chance = random.Random(4)
+    for _ in range(500):
+        sleeper.signal(signal.SIGSTOP)
+        time.sleep(0.02)
+        if is_in_one():
+            return
+        sleeper.signal(signal.SIGCONT)
+        time.sleep(chance.uniform(0.001, 0.02))
+    pytest.fail("it was never stopped in a transaction")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_who_was_suspended_in_a_transaction_changes_nothing(
+    storm: Callable[..., StubStudy], backend: str, wait_for: Any, request: pytest.FixtureRequest
+) -> None:
+    mine = storm(backend, trials=60, epochs=4, seconds=0.0, lease=1.2)
+    if backend == "postgresql":
+        # The server ends a transaction in which nothing happens, after half a minute by default.
+        mine.url += "?options=-c%20idle_in_transaction_session_timeout%3D1000"
+
+    def is_in_one() -> bool:
+        if backend == "postgresql":
+            query = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction'"
+            return bool(request.getfixturevalue("postgres").execute(query))
+        with closing(sqlite3.connect(mine.folder / "studies.db", timeout=0)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+        return False
+
+    sleeper = mine.start()
+    wait_for(lambda: len(mine.trained()) > 2, about=sleeper)
+    suspend_in_a_transaction(sleeper, is_in_one)
+    before = len(mine.trained())
+    others = [mine.start() for _ in range(2)]
+    time.sleep(6)
+    # A file's only write lock is the sleeper's; the others wait, and nothing is adopted.
+    assert (len(mine.trained()) > before) == (backend == "postgresql")
+    sleeper.signal(signal.SIGCONT)
+    for process in (sleeper, *others):
+        process.wait()
+        assert process.status == 0, process.stderr
+    adopted = "was adopted by another worker" in sleeper.stdout
+    assert adopted == (backend == "postgresql")
     mine.require_finished()
 
 

@@ -205,6 +205,7 @@ class TrainConfig(_Config):
         "clip_norm": 1.0,
         "seeds": (0,),
     }
+    later: ClassVar[frozenset[str]] = frozenset({"train_curves"})
 
     epochs: int = 8
     """Passes over the training images."""
@@ -229,6 +230,9 @@ class TrainConfig(_Config):
     `auto` takes bfloat16 where the device does it well."""
     seeds: tuple[int, ...] = (0,)
     """One replica is trained per seed: initialisation, data order, augmentation and dropout."""
+    train_curves: bool = False
+    """Measure training accuracy after each epoch, without and with translation and flip. It
+    changes nothing of what is trained, and costs two evaluations of `ResidentData.probe`."""
 
     def _validate(self) -> None:
         for field in ("epochs", "batch_size"):

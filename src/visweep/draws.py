@@ -1,9 +1,10 @@
 """Random draws that depend on nothing but their key.
 
-Every draw is keyed by (replica seed, moment, place): the moment is an epoch or a step, the place
-names who draws ("order", "shift", "blocks.3.mlp.drop1"). No generator is carried from one moment
-to the next, so neither a replica beside it nor a resume in between can shift a draw, and a
-checkpoint need not store any random state.
+Every draw is keyed by (replica seed, moment, place): the moment is an epoch, a step or the
+look at the training images after an epoch ("probe"), the place names who draws ("order", "shift",
+"blocks.3.mlp.drop1"). No generator is carried from one moment to the next, so neither a replica
+beside it nor a resume in between can shift a draw, and a checkpoint need not store any random
+state.
 
 On a GPU each replica has a generator that is keyed by (replica seed, moment) and drawn from place
 by place, in the order of its own model: a captured step can be replayed with other seeds, but

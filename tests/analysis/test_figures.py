@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from visweep.analysis.figures.curves import learning_curves
 from visweep.analysis.figures.history import history
 from visweep.analysis.figures.parallel import parallel_coordinates
 from visweep.analysis.figures.slices import slices
+from visweep.analysis.figures.train_curves import measured, train_curves
 from visweep.analysis.measure import Measure
 
 ACCURACY = Measure("validation accuracy", percent=True, maximize=True)
@@ -225,3 +227,51 @@ def test_names_are_escaped_for_plotly() -> None:
         text = str(chart.figure.to_plotly_json())
         assert "<i>" not in text
         assert "<b>x" not in text
+
+
+def with_train_curves(trial: FrozenTrial, **changes: Any) -> FrozenTrial:
+    reached = list(trial.intermediate_values.values())
+    curves = {"plain": [v + 0.02 for v in reached], "augmented": [v - 0.03 for v in reached]}
+    made = copy.deepcopy(trial)
+    made.set_user_attr("train_curves", {**curves, **changes})
+    return made
+
+
+def test_training_accuracy_stands_beside_validation_accuracy(trials: list[FrozenTrial]) -> None:
+    with pytest.raises(NothingToDraw):
+        train_curves(trials, ACCURACY, trials[0])
+    best = max(of(trials, TrialState.COMPLETE), key=lambda t: t.value or 0.0)
+    wanted = (0, best.number)
+    found = [with_train_curves(t) if t.number in wanted else t for t in trials]
+    chart = train_curves(found, ACCURACY, found[0])
+    assert [t.name.partition(":")[0] for t in chart.figure.data] == ["baseline"] * 3 + ["best"] * 3
+    lines = {trace.name: trace for trace in chart.figure.data}
+    for name, more in (
+        ("validation accuracy", 0.0),
+        ("training accuracy", 2.0),
+        ("training accuracy, images moved", -3.0),
+    ):
+        line = lines[f"best: {name}"]
+        expected = [100 * v + more for v in best.intermediate_values.values()]
+        assert list(line.y) == pytest.approx(expected, abs=0.006)
+        assert list(line.x) == list(best.intermediate_values)
+    assert f"trial {trials[0].number}" in chart.summary
+    assert chart.caption.endswith(".")
+    # Where the baseline has none, the best stands alone.
+    found[0] = trials[0]
+    alone = train_curves(found, ACCURACY, found[0])
+    assert {t.name.partition(":")[0] for t in alone.figure.data} == {"best"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"plain": None}, {"plain": "0.5"}, {"augmented": [0.5]}, {"plain": [math.nan] * 8}],
+)
+def test_training_accuracies_that_cannot_be_read_are_left_out(
+    trials: list[FrozenTrial], changes: dict[str, Any]
+) -> None:
+    assert measured(with_train_curves(trials[0]))
+    assert not measured(with_train_curves(trials[0], **changes))
+    odd = copy.deepcopy(trials[0])
+    odd.set_user_attr("train_curves", [0.5])
+    assert not measured(odd)

@@ -175,7 +175,7 @@ def test_sections_in_order_with_a_link_each(page: Page) -> None:
         "budget",
         "trials",
         "specification",
-        "provenance",
+        "environment",
     ]
     assert len(anchors) == len(SECTIONS) - 2, "nothing is compared over seeds"
     links = [link.attributes["href"] for link in page.all("a")]
@@ -189,9 +189,19 @@ def test_every_figure_has_contents(page: Page) -> None:
         assert "template" not in chart["layout"]
 
 
-def test_tables_hold_the_best_trials_the_space_and_the_provenance(
-    page: Page, sweep: optuna.Study
+def test_training_curves_come_with_what_explains_them(
+    new_study: Callable[..., optuna.Study], sweep: optuna.Study, page: Page
 ) -> None:
+    trials = sweep.get_trials(deepcopy=True)[:20]
+    reached = list(trials[0].intermediate_values.values())
+    trials[0].set_user_attr("train_curves", {"plain": reached, "augmented": reached})
+    curved = parse(build_report(new_study("curved", trials)))
+    assert len(curved.charts) == len(page.charts) + 1
+    assert "merely because it is measured while the training images" in curved.section("curves")
+    assert "training images" not in page.section("curves")
+
+
+def test_tables_hold_the_best_trials_and_the_space(page: Page, sweep: optuna.Study) -> None:
     trials = page.section("trials")
     assert f"1. trial {sweep.best_trial.number}" in trials
     assert "10. trial" in trials
@@ -202,8 +212,6 @@ def test_tables_hold_the_best_trials_the_space_and_the_provenance(
     assert "patch_size choice 4, 8, 16" in specification
     assert "fingerprint 5f1c09aa72e3" in specification
     assert "num_classes 10 depth 6 (baseline; searched) block pre_norm" in specification
-    assert "torch 2.13.0" in page.section("provenance")
-    assert "host example (40 trials); other (10 trials)" in page.section("provenance")
 
 
 def test_numbers_are_rounded(page: Page) -> None:
@@ -333,7 +341,7 @@ def test_a_study_of_another_tool(new_study: NewStudy) -> None:
     assert page.all("pre") == []
     assert "stores no specification" in page.section("specification")
     assert "x real 0 to 1" in page.section("specification")
-    assert "Nothing is recorded." in page.section("provenance")
+    assert "Nothing is recorded." in page.section("environment")
 
 
 def test_attributes_of_the_wrong_type_are_left_out(new_study: NewStudy) -> None:

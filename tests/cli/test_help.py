@@ -69,9 +69,10 @@ def test_a_command_is_explained(name: str) -> None:
 
 SWEEP_OPTIONS = {
     "--trials", "--study", "--storage", "--artifacts", "--dataset", "--data-dir", "--image-size",
-    "--train-size", "--epochs", "--batch-size", "--lr", "--weight-decay", "--space", "--seeds",
-    "--device", "--workers", "--pack", "--sampler", "--pruner", "--duplicates", "--timeout",
-    "--seed", "--max-params", "--max-flops", "--max-epoch-seconds", "--dry-run",
+    "--train-size", "--epochs", "--batch-size", "--lr", "--weight-decay", "--train-curves",
+    "--space", "--seeds", "--device", "--workers", "--pack", "--sampler", "--pruner",
+    "--duplicates", "--timeout", "--seed", "--max-params", "--max-flops", "--max-epoch-seconds",
+    "--dry-run",
 }  # fmt: skip
 
 

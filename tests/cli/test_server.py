@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
@@ -62,6 +64,11 @@ def test_a_study_from_its_beginning_to_its_end(
         ("trials", "night", "--csv"),
         ("report", "night"),
         ("train", "--study", "night", "--trial", "0"),
+        ("pack", "night", "-o", "night.visweep"),
+        ("unpack", "night.visweep", "--study", "copy"),
+        ("resume", "copy"),
+        ("check",),
+        ("check", "copy", "--repair"),
         ("stop", "night"),
     ):
         found = run("visweep", *arguments, "--storage", url)
@@ -72,7 +79,36 @@ def test_a_study_from_its_beginning_to_its_end(
     show_no_password(*(path.read_bytes().decode(errors="replace") for path in files))
     show_no_password(everything(postgres, url))
     assert run("visweep", "delete", "night", "--yes", "--storage", url).status == 0
+    assert run("visweep", "delete", "copy", "--yes", "--storage", url).status == 0
     assert postgres.execute("SELECT * FROM visweep_slots", url.rpartition("/")[2]) == []
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it has started, and they."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_workers_are_started_with_no_password_in_sight(
+    launcher: Any, tiny_search: Path, tmp_path: Path, postgres_url: str, wait_for: Any
+) -> None:
+    process = launcher.start(
+        tiny_search, "--trials", 40, *SMALL, "--workers", 2, "--storage", postgres_url,
+        cwd=tmp_path, XDG_DATA_HOME=str(tmp_path / "data"),
+    )  # fmt: skip
+    wait_for(lambda: "[1/40]" in process.stdout, about=process)
+    _, *children = family(process.pid)
+    shown = [Path(f"/proc/{child}/cmdline").read_bytes().decode() for child in children]
+    # Two workers, and the server that they are forked from.
+    assert sum("forkserver" in arguments for arguments in shown) >= 3
+    show_no_password(*shown, process.stdout, process.stderr)
 
 
 @pytest.mark.parametrize(

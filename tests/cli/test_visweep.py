@@ -277,6 +277,26 @@ class TestTrain:
         assert len(epochs) == 1
         assert last.startswith("completed: ")
 
+    def test_shows_training_accuracy_by_epoch_where_asked_to(self, run: Any) -> None:
+        shown = run("train", "--study", "night-run", "--trial", 0, "--train-curves")
+        assert (shown.status, shown.stderr) == (0, "")
+        _, *epochs, last = shown.stdout.splitlines()
+        found = [
+            re.search(
+                r"training accuracy (\d+\.\d %) \(\d+\.\d % augmented\), training loss", line
+            )
+            for line in epochs
+        ]
+        assert len(found) == 2
+        assert found[-1] is not None
+        assert f"training accuracy {found[-1][1]}, " in last
+        plain = run("train", "--study", "night-run", "--trial", 0)
+        assert "augmented" not in plain.stdout
+        assert (
+            plain.stdout.splitlines()[-1].partition(" parameters")[0]
+            == (last.partition(" parameters")[0])
+        )
+
     @pytest.mark.parametrize("block", ["pre_norm", "post_norm", "single_residual", "parallel"])
     def test_with_types_of_blocks(self, launcher: Any, tmp_path: Path, block: str) -> None:
         chosen = () if block == "pre_norm" else ("--set", f"block={block}")

@@ -21,19 +21,21 @@ from visweep.errors import DataError
 CPU = torch.device("cpu")
 
 
-def dataset(images: int = 12) -> Dataset:
+def dataset(images: int = 12, groups: int | None = None) -> Dataset:
     draw = np.random.default_rng(0)
 
     def split(count: int) -> Split:
         pixels = draw.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
-        return Split(pixels, draw.integers(0, 2, count))
+        labels = draw.integers(0, 2, count)
+        return Split(pixels, labels, None if groups is None else np.arange(count) % groups)
 
     return Dataset("spots", ("a", "b"), split(images), split(5), "print", may_flip=True, padding=2)
 
 
+@pytest.mark.parametrize("groups", [None, 3])
 @pytest.mark.parametrize("margin", [0, 2])
-def test_they_arrive_as_a_copy_would(margin: int) -> None:
-    source = dataset()
+def test_they_arrive_as_a_copy_would(margin: int, groups: int | None) -> None:
+    source = dataset(groups=groups)
     with shared(source, margin) as images:
         assert described(images.to(CPU)) == described(to_device(source, CPU, margin))
 

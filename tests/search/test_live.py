@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -101,6 +102,27 @@ def test_it_shows_that_a_trial_was_begun_by_another_worker(view: LiveView, width
     view.ended(trial(13, adopted=True, state="complete", curve=(0.5,) * 8), progress())
     assert "complete" in row()
     assert "continued" not in row()
+
+
+def test_it_shows_what_workers_of_other_commands_are_at(view: LiveView, width: int) -> None:
+    mine, ended = trial(12), trial(9, state="complete", curve=(0.5,) * 8)
+    theirs = [trial(n, state=f"process {4710 + n}", curve=(0.25, 0.5)) for n in (14, 15)]
+    # A worker of this command is another one, too, to whichever of them looked.
+    said_of = [replace(t, state="process 4700") for t in (mine, ended)]
+    view.ended(ended, progress(running=3, beside=(*said_of, *theirs), best=BEST))
+
+    def rows() -> list[str]:
+        return [line for line in screen(view, width).splitlines() if "process" in line]
+
+    first, second = rows()
+    assert re.search(r"14 +2/8 .*50\.0 % +process 4724", first)
+    assert re.search(r"15 +2/8 .*50\.0 % +process 4725", second)
+    view.began(trial(14, adopted=True), progress(running=3, beside=tuple(theirs)))
+    assert len(rows()) == 1
+    view.left(14)
+    assert len(rows()) == 1
+    view.ended(mine, progress())
+    assert rows() == []
 
 
 def test_it_shows_the_best_trial_and_why_others_ended(view: LiveView, width: int) -> None:

@@ -63,6 +63,17 @@ def test_ends_with_exactly_what_was_asked_for(packed: Any) -> None:
     assert not made.opened.slots.unfinished()
 
 
+def test_training_curves_are_those_of_a_trial_alone(packed: Any, images: ResidentData) -> None:
+    wanted = {"train_curves": True, "precision": "float64"}
+    made = packed(5, train=wanted).run()
+    for trial in made.trials:
+        model, train = trained_as(made.opened.specification, trial)
+        alone = fit(model, train, images).history
+        curves = trial.user_attrs["train_curves"]
+        assert curves["plain"] == [epoch.plain_train_accuracy[0] for epoch in alone]
+        assert curves["augmented"] == [epoch.augmented_train_accuracy[0] for epoch in alone]
+
+
 def test_trials_share_passes_and_the_sampler_fills_them(
     packed: Any, passes: list[list[dict[str, Any]]]
 ) -> None:

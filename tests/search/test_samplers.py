@@ -129,6 +129,21 @@ def test_a_sampler_learns(storage: Any) -> None:
     assert drops[6] < 0.1, "the median of 12 proposals should lie where the values are good"
 
 
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=pytest.mark.slow)])
+def test_a_sampler_keeps_off_what_others_are_training(storage: Any, sampler: str) -> None:
+    def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
+        return abs(one["drop"] - other["drop"]) / 0.3 + abs(one["depth"] - other["depth"]) / 10
+
+    study = study_of(storage, "study", history(3, 20))
+    number, alone = proposal(study, sampler, 7)
+    waiting = study.get_trials(deepcopy=False)[-1]
+    running = {"state": TrialState.RUNNING, "params": alone, "distributions": SPACE}
+    # Eight others have just begun what it would have proposed, and have reported nothing yet.
+    study.add_trials([create_trial(**running) for _ in range(8)])
+    made = make_sampler(sampler, 7, number)
+    assert distance(propose(study, made, waiting, SPACE), alone) > 0.05
+
+
 def test_the_points_of_a_quasi_random_study_fill_it_evenly(storage: Any) -> None:
     study = study_of(storage, "study", history(2, 1))
     points = [proposal(study, "qmc", 3)[1]["drop"] for _ in range(16)]

@@ -14,6 +14,7 @@ from visweep.errors import SpecificationMismatch, UsageError
 from visweep.search.study import (
     STOP,
     checkpoints_of,
+    images_folder,
     load_study,
     open_study,
     specification_of,
@@ -163,3 +164,78 @@ def test_the_space_may_name_fields_of_the_training(
     wider = replace(specification, space={**specification.space, "lr": FloatDistribution(0, 1)})
     opened = open_study(storage, "study", wider, 1)
     assert opened.study.trials[0].system_attrs["fixed_params"]["lr"] == specification.train.lr
+
+
+def test_who_else_works_on_it_is_told(
+    storage: Storage,
+    specification: Specification,
+    file: Path,
+    launcher: Any,
+    tmp_path: Path,
+    wait_for: Any,
+) -> None:
+    url = f"sqlite:///{file}"
+    opened = open_study(storage, "study", specification, 4)
+    lease = opened.slots.take()
+    assert lease is not None
+    opened.slots.begin(lease, specification.baseline(), specification.space)
+    script = tmp_path / "work.py"
+    script.write_text(
+        "import sys, time\n"
+        "from dataclasses import replace\n"
+        "from visweep.search.study import join_study\n"
+        "from visweep.storage.engine import open_storage\n"
+        "from visweep.storage.owner import this_process\n"
+        "from visweep.storage.slots import Slots\n"
+        "storage = open_storage(sys.argv[1])\n"
+        "opened = join_study(storage, 'study')\n"
+        "owner = this_process()\n"
+        "owner = replace(owner, host=sys.argv[2]) if sys.argv[2:] else owner\n"
+        "slots = Slots(storage, opened.study_id, owner)\n"
+        "spec = opened.specification\n"
+        "lease = slots.take()\n"
+        "slots.begin(lease, spec.baseline(), spec.space)\n"
+        "for epoch in (1, 2):\n"
+        "    storage.set_trial_intermediate_value(lease.trial_id, epoch, epoch / 10)\n"
+        "print('begun', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    here, elsewhere = launcher.start(script, url), launcher.start(script, url, "host of ada")
+    for child in (here, elsewhere):
+        wait_for(lambda c=child: "begun" in c.stdout, about=child)
+    seen = opened.progress()
+    assert (seen.running, seen.elsewhere) == (3, 1)
+    (beside,) = seen.beside
+    assert (beside.state, beside.curve) == (f"process {here.pid}", (0.1, 0.2))
+    assert (beside.parameters, beside.epochs) == (
+        specification.baseline(), specification.train.epochs,
+    )  # fmt: skip
+    here.kill()
+    assert opened.progress().beside == ()
+
+
+def test_images_are_where_this_machine_found_them_last(
+    storage: Storage, specification: Specification, tmp_path: Path
+) -> None:
+    def begin_in(folder: str | None) -> optuna.Study:
+        data = specification.data.replace(data_dir=folder)
+        return open_study(storage, "study", replace(specification, data=data), 3).study
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    assert images_folder(begin_in(None)) is None
+    # Before any trial has ended, as after a kill in the first one.
+    study = begin_in(str(first))
+    assert images_folder(study) == str(first)
+    assert images_folder(begin_in(None)) == str(first)
+    # Another machine has gone on with it since.
+    for number, folder in enumerate((second, "/nowhere/else")):
+        study.add_trial(
+            create_trial(value=0.5, user_attrs={"provenance": {"data_dir": str(folder)}})
+        )
+        assert images_folder(study) == str(first), number
+    begin_in("/nowhere/else")
+    assert images_folder(study) == str(second)
+    second.rmdir()
+    assert images_folder(study) is None

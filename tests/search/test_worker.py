@@ -35,6 +35,7 @@ class TestTrials:
             assert 0 < attributes["val_loss"] < 10
             assert 0 <= attributes["train_accuracy"] <= 1
             assert attributes["val_accuracy_per_seed"] == [trial.value]
+            assert 0 < attributes["val_error_points"] < 5
             assert attributes["seconds"] > 0
             assert attributes["images_per_second"] > 0
             assert attributes["peak_memory_bytes"] > 2**20
@@ -56,6 +57,18 @@ class TestTrials:
         assert len(each) == 3
         assert len(set(each)) > 1
         assert trial.value == pytest.approx(sum(each) / 3)
+
+    def test_training_curves_are_kept_where_they_are_asked_for(self, sweep: MakeSweep) -> None:
+        asked = sweep(1, name="with", train={"train_curves": True, "seeds": (0, 1)}).run()
+        (trial,), (plain,) = asked.trials, sweep(1, train={"seeds": (0, 1)}).run().trials
+        curves = trial.user_attrs["train_curves"]
+        assert set(curves) == {"plain", "augmented"}
+        assert [len(curve) for curve in curves.values()] == [3, 3]
+        assert curves["plain"] != curves["augmented"]
+        assert trial.user_attrs["train_accuracy"] == curves["plain"][-1]
+        assert trial.intermediate_values == plain.intermediate_values
+        assert trial.user_attrs["train_accuracy"] == plain.user_attrs["train_accuracy"]
+        assert "train_curves" not in plain.user_attrs
 
     def test_the_watcher_hears_of_everything(self, sweep: MakeSweep) -> None:
         done = sweep(2).run()

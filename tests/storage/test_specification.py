@@ -128,6 +128,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str, str]] = {
     "train.warmup_epochs": ({"train": TRAIN.replace(warmup_epochs=2.0)}, "1.0", "2.0"),
     "train.clip_norm": ({"train": TRAIN.replace(clip_norm=5.0)}, "1.0", "5.0"),
     "train.translate": ({"train": TRAIN.replace(translate=3)}, "2", "3"),
+    "train.train_curves": ({"train": TRAIN.replace(train_curves=True)}, "False", "True"),
 }  # fmt: skip
 
 

@@ -146,6 +146,20 @@ class TestAmounts:
         ]
         assert stored[0] == stored[1] < stored[2]
 
+    def test_a_convnets_backward_pass_leaves_stage_after_stage(self, train: TrainConfig) -> None:
+        model = ConvNetConfig(image_size=32, widths=(8, 16, 24), depths=(1, 2, 1))
+        *steps, evaluation, writing = memory_amounts(model, train, "float32", "cpu")
+        assert len(steps) == 3
+        stored = [step["stored"] for step in steps]
+        assert stored == sorted(set(stored))
+        assert {step["stored"] + step["later"] for step in steps} == {stored[-1]}
+        assert [bool(step["even"]) for step in steps] == [False, True, False]
+        assert steps[1]["even"] == steps[1]["widest"]
+        assert evaluation["stored"] == writing["stored"] == 0
+        # The first stages keep what a model without the last one keeps.
+        shorter = model.replace(widths=(8, 16), depths=(1, 2))
+        assert memory_amounts(shorter, train, "float32", "cpu")[1]["stored"] == stored[1]
+
     @pytest.mark.parametrize("block", ["post_norm", "single_residual", "parallel"])
     def test_blocks_differ_in_them_as_in_what_they_compute(self, block: str) -> None:
         model = ViTConfig(image_size=16, patch_size=4, embed_dim=32, num_heads=2)
@@ -235,6 +249,14 @@ class TestPrices:
         measured = [max(2.0 * n, 3.0 * (10 - n)) for n in range(11)]
         assert prices_of_largest(counted, measured) == pytest.approx({"a": 2.0, "b": 3.0})
 
+    def test_of_the_largest_where_the_sums_do_not_tell_at_first(self) -> None:
+        """What is small costs much: taken for the larger of the two, `a` would explain little."""
+        pairs = [(9.0, 1.0), (8.0, 3.0), (4.0, 2.0), (7.0, 1.0), (6.0, 4.0)]
+        counted = [[{"a": a, "b": 0.0}, {"a": 0.0, "b": b}] for a, b in pairs]
+        measured = [max(0.1 * a, 5.0 * b) for a, b in pairs]
+        found = prices_of_largest(counted, measured)
+        assert [max(found["a"] * a, found["b"] * b) for a, b in pairs] == pytest.approx(measured)
+
 
 def measured_alone(model: ModelConfig, train: TrainConfig) -> Measured:
     [found] = measure([(model, train)], synthetic(model, train, CPU))
@@ -243,9 +265,11 @@ def measured_alone(model: ModelConfig, train: TrainConfig) -> Measured:
 
 
 class TestMeasured:
-    def test_the_fastest_burst_and_the_mean_of_all_runs_but_the_first(self) -> None:
-        bursts = [Measured(3.0, 1.0, 99.0), Measured(2.0, 5.0, 10.0), Measured(4.0, 4.0, 20.0)]
-        assert Measured.of(bursts) == Measured(2.0, 1.0, 15.0)
+    def test_the_fastest_burst_and_the_median_of_all_runs_but_the_first(self) -> None:
+        memory = (99.0, 10.0, 20.0, 12.0)
+        steps = (3.0, 2.0, 4.0, 5.0)
+        bursts = [Measured(s, 7.0 - s, m) for s, m in zip(steps, memory, strict=True)]
+        assert Measured.of(bursts) == Measured(2.0, 2.0, 12.0)
 
 
 class TestProbe:

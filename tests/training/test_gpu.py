@@ -157,6 +157,23 @@ class TestGraphs:
             assert mine.val_accuracy == its.val_accuracy
             assert mine.train_loss == pytest.approx(its.train_loss, abs=1e-9)
 
+    def test_training_curves_come_from_replays_too(
+        self, model: ModelConfig, train: TrainConfig, many_quadrants: Dataset, eager: Any
+    ) -> None:
+        train = train.replace(precision="float64", train_curves=True)
+        replayed = fit(model, train, many_quadrants, device="cuda")
+        for expected in (
+            eager(model, train, many_quadrants),
+            fit(model, train.replace(train_curves=False), many_quadrants, device="cuda"),
+        ):
+            for mine, its in zip(replayed.history, expected.history, strict=True):
+                assert mine.val_accuracy == its.val_accuracy
+                assert mine.train_loss == pytest.approx(its.train_loss, abs=1e-9)
+                if its.plain_train_accuracy:
+                    assert mine.plain_train_accuracy == its.plain_train_accuracy
+                    assert mine.augmented_train_accuracy == its.augmented_train_accuracy
+            assert replayed.train_accuracy == expected.train_accuracy
+
     def test_it_is_captured_once_and_replayed_for_all_other_steps(
         self, vit: ViTConfig, train: TrainConfig, many_quadrants: Dataset
     ) -> None:

@@ -164,14 +164,6 @@ class Overview:
         return bool(mapping(self.identity, "arms"))
 
     @property
-    def provenance(self) -> list[Mapping[str, Any]]:
-        """Where and with what the trials were run: one record for each that has one."""
-        own = [mapping(trial.user_attrs, "provenance") for trial in self.trials]
-        recorded = [record for record in own if record]
-        shared = mapping(self.specification, "provenance")
-        return recorded or ([shared] if shared else [])
-
-    @property
     def varied(self) -> list[str]:
         """The parameters that the study could choose: more than one value is possible."""
         single = {

@@ -25,9 +25,10 @@ from visweep.analysis.sections.charts import (
     parallel_section,
     slices_section,
 )
+from visweep.analysis.sections.environment import environment_section
 from visweep.analysis.sections.importance import importance_section
 from visweep.analysis.sections.opening import circumstances, opening
-from visweep.analysis.sections.provenance import provenance_section
+from visweep.analysis.sections.race import race_section
 from visweep.analysis.sections.specification import specification_section
 from visweep.analysis.sections.trials import trials_section
 from visweep.analysis.sections.verdicts import ablation_section, verdicts_section
@@ -49,6 +50,7 @@ SECTIONS: tuple[MakeSection, ...] = (
     _of_searches(best_section),
     verdicts_section,
     ablation_section,
+    race_section,
     _of_searches(history_section),
     curves_section,
     _of_searches(parallel_section),
@@ -57,7 +59,7 @@ SECTIONS: tuple[MakeSection, ...] = (
     budget_section,
     trials_section,
     specification_section,
-    provenance_section,
+    environment_section,
 )
 """The report's sections, in order; one that has nothing to say of a study is None."""
 
@@ -88,7 +90,15 @@ def write_report(study: optuna.Study, path: Path, where: Sequence[str] = ()) -> 
     Raises:
         UsageError: the study has several objectives, or the file cannot be written.
     """
-    page = build_report(study, where)
+    write_text(build_report(study, where), path)
+
+
+def write_text(page: str, path: Path) -> None:
+    """Write a page to `path`: the whole of it, or nothing.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("x", encoding="utf-8") as file:

@@ -65,6 +65,7 @@ def command(recipe: Ablation):  # type: ignore[no-untyped-def]  # typer reads th
         batch_size: opt.BatchSize = train.batch_size,
         lr: opt.LearningRate = train.lr,
         weight_decay: opt.WeightDecay = train.weight_decay,
+        train_curves: opt.TrainCurves = train.train_curves,
         seeds: Seeds = 5,
         seed: own.Seed = 0,
         device: opt.Device = "auto",
@@ -86,7 +87,12 @@ def command(recipe: Ablation):  # type: ignore[no-untyped-def]  # typer reads th
                 train_size=train_size,
             ),
             train=with_options(
-                train, epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay
+                train,
+                epochs=epochs,
+                batch_size=batch_size,
+                lr=lr,
+                weight_decay=weight_decay,
+                train_curves=train_curves,
             ),
             seeds=seeds,
             seed=seed,

@@ -9,10 +9,9 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from visweep import text
-from visweep.cli import comparing, moving, taking
+from visweep.cli import comparing, moving, reporting, taking
 from visweep.cli import options as opt
 from visweep.cli import train_options as own
-from visweep.cli.output import output_of
 from visweep.cli.workers import workers_table
 from visweep.storage.overview import StudyOverview, overview
 from visweep.training.results import TRAINER_VERSION
@@ -92,28 +91,7 @@ def _cells(study: StudyOverview) -> dict[str, str]:
     }
 
 
-@app.command()
-def report(
-    study: opt.Study,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Where to write it, such as report.html. [default: STUDY.html]",
-        ),
-    ] = None,
-    storage: opt.Storage = None,
-) -> None:
-    """Write one HTML file about a study that opens offline."""
-    from visweep.analysis.report import write_report
-    from visweep.cli.studies import opened
-
-    path = output_of(study, output, ".html")
-    with opened(storage, study) as (loaded, _):
-        write_report(loaded, path, opt.storage_arguments(opt.storage_url(storage)))
-    typer.echo(f"wrote {path}")
+reporting.register(app)
 
 
 @app.command()
@@ -256,6 +234,7 @@ def train(
     train_size: opt.TrainSize = None,
     device: opt.Device = "auto",
     checkpoint: own.Checkpoint = None,
+    train_curves: own.TrainCurves = None,
     storage: opt.Storage = None,
 ) -> None:
     """Train one configuration again: a study's best, one of its trials, or one spelled out."""
@@ -276,6 +255,7 @@ def train(
             train_size=train_size,
             device=device,
             checkpoint=checkpoint,
+            train_curves=train_curves,
             storage=storage,
         ),
     )

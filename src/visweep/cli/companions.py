@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -94,6 +96,7 @@ def companion(
     first_seed: int,
     trials: int,
     name: str | None = None,
+    attributes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Prepared:
     """A study of arms beside the one that it is made of; nothing is written yet.
 
@@ -105,6 +108,7 @@ def companion(
         first_seed: that each is trained with; the numbers after it follow.
         trials: how many it has in all.
         name: of the study; made of the source's by default.
+        attributes: more that it keeps of itself.
 
     Raises:
         UsageError: this machine has no such device.
@@ -141,6 +145,6 @@ def companion(
         specification=specification,
         dataset=dataset,
         device=device,
-        attributes={OF: {"study": source.name, "kind": kind}},
+        attributes={OF: {"study": source.name, "kind": kind}, **attributes},
         renamed_by="--name",
     )

@@ -10,7 +10,7 @@ from visweep.cli import sweep_options as own
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (ablate, pruned):
+    for command in (ablate, pruned, race):
         app.command()(command)
 
 
@@ -41,8 +41,8 @@ def ablate(
         typer.Option(
             "--to",
             metavar="WHAT",
-            help="What each parameter is set to: baseline, the value that the search began with, "
-            "or neighbours, the values next to it in the space.",
+            help="What each parameter is set to, such as neighbours, the values next to it in the "
+            "space, or baseline, the value that the search began with.",
         ),
     ] = "baseline",
     seeds: Annotated[
@@ -119,3 +119,46 @@ def pruned(
         timeout=opt.seconds(timeout),
     )
     return pruned(Wanted(study=study, sample=sample, name=name, dry_run=dry_run, local=local))
+
+
+def race(
+    study: opt.Study,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            "--top",
+            metavar="K",
+            help="How many of the study's best configurations take part, such as 3. [default: 5]",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds",
+            metavar="A..B",
+            help="With how many seeds each is trained before anybody may be dropped, and with how "
+            "many at most, such as 3..10. [default: 3..20]",
+        ),
+    ] = None,
+    storage: opt.Storage = None,
+    artifacts: opt.Artifacts = None,
+    data_dir: opt.DataDir = None,
+    device: opt.Device = "auto",
+    workers: opt.Workers = "auto",
+    pack: opt.Pack = 1,
+    timeout: opt.Timeout = None,
+) -> int:
+    """Train a study's leaders with new seeds until one is best; then look at the test images."""
+    from visweep.cli.join import Local
+    from visweep.cli.race import Wanted, race
+
+    local = Local(
+        storage=storage,
+        data_dir=data_dir,
+        artifacts=artifacts,
+        device=device,
+        workers=opt.number_of_workers(workers),
+        pack=pack,
+        timeout=opt.seconds(timeout),
+    )
+    return race(opt.console(), Wanted(study=study, top=top, seeds=seeds, local=local))

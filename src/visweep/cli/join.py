@@ -20,6 +20,7 @@ from visweep.search.study import (
     images_folder,
     join_study,
     keep_artifacts_in,
+    keep_images_in,
     load_study,
     specification_of,
 )
@@ -58,6 +59,7 @@ def resume(console: Console, study: str, local: Local) -> int:
         opened, means = _prepared(storage, study, url, local)
         opened.study.set_user_attr(STOP, False)
         keep_artifacts_in(opened.study, means.artifacts)
+        keep_images_in(opened.study, means.data_dir)
         return work_on(console, opened, means, this_command())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -24,6 +24,7 @@ from visweep.search.interrupt import Interrupt
 from visweep.search.live import view_for
 from visweep.search.making import TrainerMaker
 from visweep.search.packing import PackedWorker, make_worker
+from visweep.search.room import free_memory, workers_with_room
 from visweep.search.study import OpenStudy, open_study
 from visweep.search.summary import print_summary
 from visweep.search.threads import (
@@ -37,6 +38,7 @@ from visweep.search.versions import note_of_others
 from visweep.search.watch import Watcher
 from visweep.search.worker import Worker
 from visweep.storage.engine import Storage, open_storage, storage_errors
+from visweep.storage.specification import RACE
 from visweep.storage.whereabouts import Artifacts, make_ready
 from visweep.training.estimate import Images
 
@@ -128,7 +130,10 @@ def work_on(console: Console, opened: OpenStudy, means: Means, command: str) -> 
     view = view_for(console, _expected(opened, means))
     try:
         with Interrupt(means.timeout, heard=view.stopping).listening() as interrupt:
+            goes_on = _deciding(opened, view.note)
             _work(opened, means, view, interrupt)
+            while not interrupt.reason and goes_on():
+                _work(opened, means, view, interrupt)
     except KeyboardInterrupt as e:
         # Typer would turn it into a status without a word.
         raise StoppedAtOnce(
@@ -142,10 +147,30 @@ def work_on(console: Console, opened: OpenStudy, means: Means, command: str) -> 
     return _STATUS.get(interrupt.reason, 0)
 
 
+def _deciding(opened: OpenStudy, note: Callable[[str], None]) -> Callable[[], bool]:
+    """Tells, whenever all that there was room for is finished, whether there is more to train.
+
+    Args:
+        opened: the study; only one that races ever wants more.
+        note: hears of what is decided.
+    """
+    if RACE not in opened.study.user_attrs:
+        return lambda: False
+    # What decides takes a moment to import.
+    from visweep.cli.racing import Deciding
+
+    return Deciding(opened, note).goes_on
+
+
 def _print_outcome(console: Console, opened: OpenStudy, means: Means) -> None:
     where = storage_arguments(means.storage)
     if opened.specification.arms:
         # What judges them takes a moment to import.
+        if RACE in opened.study.user_attrs:
+            from visweep.cli.racing import print_race
+
+            print_race(console, opened, where)
+            return
         from visweep.cli.verdicts import print_verdicts
 
         print_verdicts(console, opened.name, opened.specification, opened.trials(), where)
@@ -235,8 +260,12 @@ def _workers(
 
 
 def _suitable(opened: OpenStudy, means: Means, view: Watcher) -> int:
-    if means.device == "cpu" or opened.slots.unfinished() <= means.pack:
-        return default_workers(means.device)
+    usual = default_workers(means.device)
+    if opened.slots.unfinished() <= means.pack:
+        return usual
+    if means.device == "cpu":
+        expected = _expected(opened, means)
+        return workers_with_room(usual, means.pack, expected, free_memory(), view)
     found = workers_on(opened.specification, means.device, view.note)
     return max(1, found // means.pack)
 

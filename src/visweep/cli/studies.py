@@ -14,10 +14,13 @@ import sqlalchemy as sa
 from visweep.cli.options import storage_url
 from visweep.errors import UsageError
 from visweep.search.study import STOP, checkpoints_of, load_study
+from visweep.storage import attached
 from visweep.storage.engine import Storage, open_storage, open_to_read, storage_errors
 from visweep.storage.holders import unfinished, working
+from visweep.storage.place import Place
 from visweep.storage.replicates import originals, seeds_of
 from visweep.storage.tables import slots
+from visweep.storage.whereabouts import Artifacts
 
 _ATTRIBUTES = (
     "val_loss", "train_accuracy", "epochs", "seconds", "images_per_second",
@@ -85,7 +88,7 @@ def require_idle(study: optuna.Study, storage: Storage, elsewhere_too: bool) -> 
 
 
 def delete_study(study: optuna.Study, storage: Storage, artifacts: str | None = None) -> None:
-    """Delete a study, its slots and its artifacts.
+    """Delete a study, its slots, its artifacts and what is attached to it.
 
     Args:
         study: the study.
@@ -98,12 +101,35 @@ def delete_study(study: optuna.Study, storage: Storage, artifacts: str | None = 
     """
     checkpoints = checkpoints_of(study, storage, artifacts)
     checkpoints.all()  # what cannot be reached cannot be deleted, and would stay for good
+    above = place_above(study, storage, artifacts)
     study_id = study._study_id
+    with storage.reading() as connection:
+        files = attached.named(connection, study_id)
     # In this order: slots without a study are harmless, a study without slots would begin anew.
     optuna.delete_study(study_name=study.study_name, storage=storage)
     with storage.transaction() as connection:
         connection.execute(sa.delete(slots).where(slots.c.study_id == study_id))
+        # A copy of the study may show the same.
+        files -= attached.named(connection)
     checkpoints.discard()
+    for key in files:
+        above.remove(key)
+
+
+def place_above(study: optuna.Study, storage: Storage, artifacts: str | None = None) -> Place:
+    """Where the files that are attached to a study lie; see `Artifacts.above`.
+
+    Args:
+        study: the study.
+        storage: where it lies.
+        artifacts: where this machine finds its artifacts; None for where the study says.
+
+    Raises:
+        UsageError: this machine cannot look there.
+        StorageError: the place cannot be reached.
+    """
+    url = storage.engine.url.render_as_string(hide_password=False)
+    return Artifacts(url, artifacts).above(study.study_name, study.user_attrs)
 
 
 def interrupted(study: optuna.Study, storage: Storage) -> set[int]:

@@ -86,6 +86,7 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
         batch_size: opt.BatchSize = train.batch_size,
         lr: opt.LearningRate = train.lr,
         weight_decay: opt.WeightDecay = train.weight_decay,
+        train_curves: opt.TrainCurves = train.train_curves,
         space: Annotated[str, own.space(recipe.spaces)] = next(iter(recipe.spaces)),
         seeds: own.Seeds = 1,
         device: opt.Device = "auto",
@@ -113,7 +114,12 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
                 train_size=train_size,
             ),
             train=with_options(
-                train, epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay
+                train,
+                epochs=epochs,
+                batch_size=batch_size,
+                lr=lr,
+                weight_decay=weight_decay,
+                train_curves=train_curves,
             ),
             space=space,
             seeds=seeds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class Wanted:
     train_size: int | None
     device: str
     checkpoint: Path | None
+    train_curves: bool | None
     storage: str | None
 
 
@@ -85,6 +87,8 @@ def train_once(console: Console, wanted: Wanted) -> None:
         train = train.replace(seeds=(wanted.seed,))
     if wanted.epochs is not None:
         train = train.replace(epochs=wanted.epochs)
+    if wanted.train_curves is not None:
+        train = train.replace(train_curves=wanted.train_curves)
     model = configuration.model.replace(**dataset.model_fields)
     model, train = _changed(model, train, wanted.changes)
     shown = {k: v for k, v in completed(to_json(model)).items() if k != "kind"}
@@ -102,7 +106,7 @@ def train_once(console: Console, wanted: Wanted) -> None:
         console,
         f"{result.ended}: validation accuracy "
         f"{text.percent(result.history[-1].mean_val_accuracy)}, training accuracy "
-        f"{text.percent(sum(result.train_accuracy) / len(result.train_accuracy))}, "
+        f"{text.percent(fmean(result.train_accuracy))}, "
         f"{text.count(result.num_params)} parameters, {text.duration(result.seconds)}, "
         f"{result.images_per_second:,.0f} images/s",
     )
@@ -179,6 +183,13 @@ def _line(result: EpochResult, epochs: int) -> str:
     seconds = result.train_seconds + result.val_seconds
     return (
         f"epoch {result.epoch}/{epochs}: validation accuracy "
-        f"{text.percent(result.mean_val_accuracy)}, training loss "
-        f"{sum(result.train_loss) / len(result.train_loss):.3f}, {text.duration(seconds)}"
+        f"{text.percent(result.mean_val_accuracy)}, {_training_accuracies(result)}training loss "
+        f"{fmean(result.train_loss):.3f}, {text.duration(seconds)}"
     )
+
+
+def _training_accuracies(result: EpochResult) -> str:
+    if not result.plain_train_accuracy:
+        return ""
+    plain, augmented = fmean(result.plain_train_accuracy), fmean(result.augmented_train_accuracy)
+    return f"training accuracy {text.percent(plain)} ({text.percent(augmented)} augmented), "

@@ -59,6 +59,14 @@ Dataset = Annotated[
         help="Without a study: which images, such as mnist. [default: cluttered-digits]",
     ),
 ]
+TrainCurves = Annotated[
+    bool | None,
+    typer.Option(
+        "--train-curves/--no-train-curves",
+        help="Show training accuracy after each epoch, without and with the random translation "
+        "and flip of training. [default: as in the study, or not]",
+    ),
+]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(

@@ -110,7 +110,7 @@ def resident(
         dataset=dataset,
         train=train,
         val=_split(dataset.val.images, dataset.val.labels, device),
-        probe=ResidentSplit(train.images[evenly], train.labels[evenly]),
+        probe=ResidentSplit(train.bordered[evenly], train.labels[evenly], margin),
         mean=mean,
         std=std,
     )

@@ -86,11 +86,16 @@ class SharedData:
         arrays = {name: _array(memory, place) for name, place in self._places.items()}
         bordered = arrays["bordered"]
         inner = slice(self.margin, bordered.shape[-1] - self.margin)
+        images = {"train": bordered[..., inner, inner], "val": arrays["val_images"]}
+        train, val = (
+            Split(images[part], arrays[f"{part}_labels"], arrays.get(f"{part}_groups"))
+            for part in images
+        )
         dataset = Dataset(
             name=self.name,
             classes=self.classes,
-            train=Split(bordered[..., inner, inner], arrays["train_labels"]),
-            val=Split(arrays["val_images"], arrays["val_labels"]),
+            train=train,
+            val=val,
             fingerprint=self.fingerprint,
             may_flip=self.may_flip,
             padding=self.padding,
@@ -115,6 +120,9 @@ def shared(dataset: Dataset, margin: int) -> Iterator[SharedData]:
         "val_images": dataset.val.images,
         "val_labels": dataset.val.labels,
     }
+    for part, split in (("train", dataset.train), ("val", dataset.val)):
+        if split.groups is not None:
+            arrays[f"{part}_groups"] = split.groups
     with tempfile.TemporaryFile(dir=_MEMORY if _MEMORY.is_dir() else None) as file:
         try:
             places = {name: _write(file, array) for name, array in arrays.items()}

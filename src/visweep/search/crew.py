@@ -33,10 +33,10 @@ from visweep.search.worker import MOST_LOST, SweepFailed, Trainer
 from visweep.storage.engine import open_storage, storage_errors
 
 _PATIENCE_SECONDS = 10.0
+"""A worker that was told to stop at once has so long to give its lease back."""
 MOST_KILLS = 2 * MOST_LOST
 """A worker and those in its place are killed so often, without an epoch in between, before there
 is no other: what ends each of them would end the next one, too."""
-"""A worker that was told to stop at once has so long to give its lease back."""
 _ERRORS: dict[str, type[VisweepError]] = {
     kind.__name__: kind for kind in (SweepFailed, StorageError, UsageError, DataError)
 }
@@ -157,7 +157,7 @@ class Crew:
         code = member.process.exitcode or 0
         another = self._another(member) if code < 0 or member.made_room else None
         if code:
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
+            how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended ({code})"
             held = f" while it trained {_listed(member.trials)}" if member.trials else ""
             then = "" if another is None else "; a new one takes its place"
             self.watcher.note(f"worker {member.process.pid} {how}{held}{then}")
@@ -230,6 +230,13 @@ def _note_trial(member: _Member, kind: str, content: Sequence[Any]) -> None:
         member.trials.discard(content[0].number)
     elif kind == "left":
         member.trials.discard(content[0])
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have none
+        return f"signal {number}"
 
 
 def _listed(trials: Collection[int]) -> str:

@@ -29,6 +29,7 @@ from itertools import chain, count
 from types import MappingProxyType
 from typing import Any
 
+from optuna.distributions import CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -49,7 +50,7 @@ from visweep.storage.replicates import (
     replicate_number,
     seeds_of,
 )
-from visweep.storage.specification import BRANCH, Space, Specification
+from visweep.storage.specification import ARM, BRANCH, DROPPED, Space, Specification
 
 DUPLICATES = ("replicate", "run", "skip")
 ATTEMPTS = 5
@@ -230,7 +231,15 @@ class _Proposer:
 
     def _free(self) -> Space:
         """The part of the space in which the sampler may choose."""
-        return {name: d for name, d in self.spec.space.items() if name not in self.fixed}
+        return {name: d for name, d in self._space().items() if name not in self.fixed}
+
+    def _space(self) -> Space:
+        """That of the study; of a race without the arms that were dropped."""
+        if not self.spec.arms:
+            return self.spec.space
+        dropped = self.opened.study.user_attrs.get(DROPPED, ())
+        arms = [name for name in self.spec.arms if name not in dropped]
+        return {**self.spec.space, ARM: CategoricalDistribution(arms)}
 
     def _untried(self, start: int) -> dict[str, Any] | None:
         space, free = self.spec.space, self._free()

@@ -1,4 +1,4 @@
-"""How long trials are expected to take, where this machine has been probed for their search."""
+"""What trials are expected to take, where this machine has been probed for their search."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from visweep.search.bounds import Bounds
 from visweep.search.probing import known_calibration
 from visweep.search.spaces import corners
 from visweep.storage.specification import Specification
-from visweep.training.estimate import Calibration, Images, seconds_per_epoch
+from visweep.training.estimate import Calibration, Images, peak_memory, seconds_per_epoch
 
 _SAMPLE = 64
 
@@ -45,6 +45,15 @@ class Expectation:
         drawn = Random(0).sample(points, min(len(points), _SAMPLE))
         allowed = [p for p in drawn if bounds.allow(p)] or [self.specification.baseline()]
         return fmean(self.seconds(point) for point in allowed)
+
+    @cached_property
+    def most_memory(self) -> float:
+        """Bytes that a trial takes beside its process: the most at a corner of the space within
+        the study's limits."""
+        spec, bounds = self.specification, Bounds(self.specification)
+        allowed = [p for p in corners(spec.space) if bounds.allow(p)] or [spec.baseline()]
+        made = (spec.configurations(point) for point in allowed)
+        return max(peak_memory(model, train, self.calibration) for model, train in made)
 
 
 def expectation(

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -196,6 +197,8 @@ class LiveView(Watcher):
     def left(self, number: int) -> None:
         self._running.pop(number, None)
         self._pace.is_over(number)
+        beside = tuple(t for t in self._progress.beside if t.number != number)
+        self._progress = replace(self._progress, beside=beside)
 
     def note(self, message: str) -> None:
         self._notes.append(message)
@@ -223,6 +226,11 @@ class LiveView(Watcher):
     def _now(self) -> list[TrialView]:
         # The view is drawn by a thread of its own.
         return sorted(dict(self._running).values(), key=lambda t: t.number)
+
+    def _beside(self) -> list[TrialView]:
+        """What workers that other commands started on this machine are at."""
+        heard_of = {*dict(self._running), *(trial.number for trial in tuple(self._recent))}
+        return [t for t in self._progress.beside if t.number not in heard_of]
 
     def _totals(self) -> RenderableType:
         progress = self._progress
@@ -253,7 +261,7 @@ class LiveView(Watcher):
         table.add_column("accuracy", justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True)
         table.add_column("parameters", ratio=1, no_wrap=True, overflow="ellipsis")
-        for trial in (*self._recent, *self._now()):
+        for trial in (*self._recent, *self._now(), *self._beside()):
             table.add_row(
                 str(trial.number),
                 f"{len(trial.curve)}/{trial.epochs}",

@@ -22,7 +22,7 @@ from visweep.training import calibrations
 from visweep.training.counts import multiply_adds, num_params
 from visweep.training.estimate import Calibration, amounts
 
-_PROBES = 14
+_PROBES = 20
 _CANDIDATES = 200
 _LARGE, _MOST_MULTIPLY_ADDS = 1.5e9, 1e10
 """Of a training step's forward pass: larger models are tried with few layers, and not at all."""
@@ -48,7 +48,7 @@ def calibration(specification: Specification, device: str, threads: int) -> Cali
     path = _path(specification, device, threads)
     found = calibrations.read(path, Calibration.from_json)
     if found is None:
-        found = _made(design(specification), device, threads)
+        found = calibrated(design(specification), device, threads)
         calibrations.write(path, found.to_json())
     return found
 
@@ -119,7 +119,12 @@ def _places(candidates: Sequence[_Configuration]) -> list[list[float]]:
     return [[math.log(max(*pair)) for pair in zip(row, least, strict=True)] for row in counted]
 
 
-def _made(configurations: list[_Configuration], device: str, threads: int) -> Calibration:
+def calibrated(configurations: list[_Configuration], device: str, threads: int) -> Calibration:
+    """That of a device by these configurations, made in a process like those of workers.
+
+    Raises:
+        OutOfMemory, VisweepError: see `calibration`.
+    """
     ours, theirs = multiprocessing.Pipe(duplex=False)
     process = context_with_torch().Process(
         target=_probe, args=(configurations, device, threads, theirs), daemon=True

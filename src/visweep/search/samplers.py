@@ -28,7 +28,11 @@ STARTUP_TRIALS = 10
 
 
 def _tpe(seed: int, *_: int) -> BaseSampler:
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+    return optuna.samplers.TPESampler(
+        seed=seed,
+        n_startup_trials=STARTUP_TRIALS,
+        constant_liar=True,  # what other workers are training counts as bad until it has ended
+    )
 
 
 def _random(seed: int, *_: int) -> BaseSampler:

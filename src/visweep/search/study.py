@@ -15,10 +15,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from visweep.errors import UsageError, unknown_name
-from visweep.search.watch import Progress
+from visweep.search.watch import Progress, TrialView
 from visweep.storage.artifacts import Checkpoints
 from visweep.storage.engine import Storage, storage_errors
-from visweep.storage.owner import this_process
+from visweep.storage.owner import Owner, this_process
 from visweep.storage.slots import Slots
 from visweep.storage.specification import (
     ARTIFACTS,
@@ -35,6 +35,8 @@ from visweep.training.results import TRAINER_VERSION
 
 STOP = "visweep:stop"
 """Study attribute: set by `visweep stop`, cleared when the sweep is run again."""
+IMAGES = "visweep:images"
+"""Study attribute: the folder where the command that last began or resumed it found the images."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class OpenStudy:
         trials = self.trials() if trials is None else trials
         count = Counter(t.state for t in trials)
         finished = [t for t in trials if t.state in FINISHED and t.value is not None]
+        others = self.slots.held_by_others()
         # What a pruned trial would have come to, nobody knows.
         best = max(
             finished,
@@ -100,9 +103,28 @@ class OpenStudy:
             pruned=count[TrialState.PRUNED],
             failed=count[TrialState.FAIL],
             running=count[TrialState.RUNNING],
-            elsewhere=self.slots.held_elsewhere(),
+            elsewhere=sum(not owner.is_here() for owner in others.values()),
+            beside=tuple(
+                self._beside(trial, others[trial.number])
+                for trial in trials
+                if trial.state == TrialState.RUNNING and _is_at_work(others.get(trial.number))
+            ),
             best=None if best is None else (best.number, best.value or 0.0, best.params),
         )
+
+    def _beside(self, trial: FrozenTrial, owner: Owner) -> TrialView:
+        curve = trial.intermediate_values
+        return TrialView(
+            number=trial.number,
+            parameters=trial.params,
+            epochs=self.specification.train.epochs,
+            curve=tuple(curve[epoch] for epoch in sorted(curve)),
+            state=f"process {owner.pid}",
+        )
+
+
+def _is_at_work(owner: Owner | None) -> bool:
+    return owner is not None and owner.is_here() and not owner.is_gone()
 
 
 def open_study(
@@ -153,6 +175,7 @@ def open_study(
         specification = _judged_as_stored(specification, stored)
         study.set_user_attr(BUDGET, budget)
         keep_artifacts_in(study, artifacts)
+        keep_images_in(study, specification.data.data_dir)
         study.set_user_attr(STOP, False)
         slots = Slots(storage, study_id, this_process())
         slots.set_budget(budget, first=specification.baseline())
@@ -170,6 +193,14 @@ def keep_artifacts_in(study: optuna.Study, place: str | None) -> None:
     """Store where a study's artifacts lie, for whoever works on it from now on."""
     if place is not None and study.user_attrs.get(ARTIFACTS) != place:
         study.set_user_attr(ARTIFACTS, place)
+
+
+def keep_images_in(study: optuna.Study, folder: str | None) -> None:
+    """Store where a study's images lie, for whoever goes on with it on this machine."""
+    if folder is not None:
+        place = str(Path(folder).resolve())
+        if study.user_attrs.get(IMAGES) != place:
+            study.set_user_attr(IMAGES, place)
 
 
 def join_study(
@@ -254,12 +285,17 @@ def specification_of(study: optuna.Study, option: str = "STUDY") -> Specificatio
 
 
 def images_folder(study: optuna.Study) -> str | None:
-    """Where its last trial found the images, if that folder is on this machine, too."""
-    for trial in reversed(study.get_trials(deepcopy=False)):
-        where: str | None = trial.user_attrs.get("provenance", {}).get("data_dir")
-        if where is not None:
-            return where if Path(where).is_dir() else None
-    return None
+    """Where its images were found last, of the folders that are on this machine, too."""
+    trials = reversed(study.get_trials(deepcopy=False))
+    of_trials = (t.user_attrs.get("provenance", {}).get("data_dir") for t in trials)
+    return next((f for f in (study.user_attrs.get(IMAGES), *of_trials) if f and _is_here(f)), None)
+
+
+def _is_here(folder: str) -> bool:
+    try:
+        return Path(folder).is_dir()
+    except PermissionError:  # what another machine has there, we may not even look at here
+        return False
 
 
 def checkpoints_of(

@@ -40,6 +40,8 @@ class Progress:
         budget: trials that it is to finish.
         complete, pruned, failed, running: trials by state.
         elsewhere: how many of those that run are held by workers on other machines.
+        beside: those that other workers of this machine held when this was read, the ones that
+            the watcher hears of included; their state is the process.
         best: number, validation accuracy and parameters of the best completed trial so far.
     """
 
@@ -49,6 +51,7 @@ class Progress:
     failed: int = 0
     running: int = 0
     elsewhere: int = 0
+    beside: tuple[TrialView, ...] = ()
     best: tuple[int, float, Mapping[str, Any]] | None = field(default=None)
 
     @property

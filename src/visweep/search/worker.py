@@ -30,8 +30,9 @@ from visweep.search.watch import TrialView, Watcher
 from visweep.storage.budget import fixed_parameters
 from visweep.storage.engine import DATABASE_ERRORS, storage_errors
 from visweep.storage.lease import Lease, LeaseLost
-from visweep.storage.specification import ARM, provenance
+from visweep.storage.specification import ARM, DROPPED, RACE, provenance
 from visweep.storage.tables import RUNG
+from visweep.training.calibrations import hardware
 from visweep.training.results import (
     OUT_OF_MEMORY,
     TRAINER_VERSION,
@@ -49,6 +50,10 @@ SAME_FAILURES = 3
 """So many trials in a row that fail for the same cause stop the sweep."""
 MOST_LOST = 5
 """A trial that so many workers in a row were lost with, at the same epoch, is not tried again."""
+VAL_ERROR = "val_error_points"
+"""Trial attribute: see `FitResult.val_error`."""
+TRAIN_CURVES = "train_curves"
+"""Trial attribute: training accuracy by epoch, `plain` and `augmented`; see `EpochResult`."""
 _POLL_SECONDS = 1.0
 
 
@@ -144,7 +149,11 @@ class Worker:
         spec = opened.specification
         self.pruner = make_pruner(spec.pruner, spec.seed, spec.train.epochs)
         self.provenance = provenance(
-            trainer.device, spec.data.data_dir, trainer.threads, TRAINER_VERSION
+            trainer.device,
+            spec.data.data_dir,
+            trainer.threads,
+            TRAINER_VERSION,
+            hardware(trainer.device),
         )
 
     def run(self) -> None:
@@ -416,7 +425,16 @@ class _TrialRun:
         for name, arm in self.spec.arms.items():
             if arm.against is None:
                 keep.update([t.number for t in ranked if t.params.get(ARM) == name][:1])
+        keep.update(self._still_racing(ranked))
         self.opened.checkpoints.thin({t.number for t in finished}, keep)
+
+    def _still_racing(self, completed: Sequence[FrozenTrial]) -> list[int]:
+        """The test images will be looked at with every run of the arm that wins."""
+        attributes = self.opened.study.user_attrs if self.spec.arms else {}
+        if RACE not in attributes:
+            return []
+        dropped = attributes.get(DROPPED, ())
+        return [t.number for t in completed if t.params.get(ARM) not in dropped]
 
     def _fail(self, error: Exception) -> None:
         """Record the failure, with its traceback."""
@@ -441,6 +459,17 @@ def _failed_alike(trials: Sequence[FrozenTrial]) -> int:
     return count
 
 
+def _train_curves(history: Sequence[EpochResult]) -> dict[str, Any]:
+    """Training accuracy by epoch, the mean over the replicas, where it was measured in each."""
+    if not all(epoch.plain_train_accuracy for epoch in history):
+        return {}
+    curves = {
+        "plain": [fmean(epoch.plain_train_accuracy) for epoch in history],
+        "augmented": [fmean(epoch.augmented_train_accuracy) for epoch in history],
+    }
+    return {TRAIN_CURVES: curves}
+
+
 def _attributes(result: FitResult) -> dict[str, Any]:
     last = result.history[-1]
     loss = fmean(last.val_loss)
@@ -448,11 +477,13 @@ def _attributes(result: FitResult) -> dict[str, Any]:
         # JSON has no NaN, and the dashboard's page does not take it.
         **({"val_loss": loss} if isfinite(loss) else {}),
         "train_accuracy": fmean(result.train_accuracy),
+        **({} if result.val_error is None else {VAL_ERROR: result.val_error}),
         "val_accuracy_per_seed": list(last.val_accuracy),
         "epochs": len(result.history),
         "seconds": round(result.seconds, 3),
         "images_per_second": round(result.images_per_second, 1),
         "peak_memory_bytes": result.peak_memory,
         "num_params": result.num_params,
+        **_train_curves(result.history),
         **({} if result.micro_batch is None else {"micro_batch": result.micro_batch}),
     }

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from visweep import text
 from visweep.errors import CheckpointError, StorageError, UsageError
 from visweep.sealed import unseal
-from visweep.storage import rows, schema
+from visweep.storage import attached, rows, schema
 from visweep.storage.artifacts import Checkpoints
 from visweep.storage.backup import read_study
 from visweep.storage.mending import (
@@ -147,6 +147,7 @@ def look_at_states(study: StudyRows, artifacts: Artifacts) -> States:
         place = artifacts.of(study.name, study.attributes)
         newest = {number: generation for number, generation, _ in Checkpoints(place).all()}
         found.extend(_damaged(study, place))
+        found.extend(_detached(study, artifacts.above(study.name, study.attributes)))
     except (UsageError, StorageError) as e:
         what = f"study {study.name!r}: its checkpoints were not checked: {e}"
         found.append(Finding(what, "none; check again when they can be read", wrong=False))
@@ -167,6 +168,17 @@ def _damaged(study: StudyRows, place: Place) -> Iterator[Finding]:
                 f"renamed to {name}.damaged; a trial that needs it begins anew",
                 put_aside=partial(_put_aside, place, name),
             )
+
+
+def _detached(study: StudyRows, place: Place) -> Iterator[Finding]:
+    """Optuna's own upload, when it is killed, leaves the name of a file that is not there."""
+    for key, name in attached.missing(study, place):
+        yield Finding(
+            f"study {study.name!r}: {name} is attached to it, and the file is missing",
+            "said no more to be attached",
+            wrong=False,
+            mend=partial(attached.forget_missing, place=place, study=study.name, key=key),
+        )
 
 
 def _put_aside(place: Place, name: str) -> None:

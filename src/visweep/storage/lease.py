@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from visweep.errors import VisweepError
+from visweep.errors import StorageError, VisweepError
 from visweep.storage.engine import TrialEnded
 from visweep.storage.owner import Owner
 from visweep.storage.tables import slots, trials
@@ -59,6 +59,21 @@ class Slot:
     reached: int
 
 
+def owner_of(number: int, text: str) -> Owner:
+    """Who holds a trial's lease.
+
+    Raises:
+        StorageError: that cannot be read.
+    """
+    try:
+        return Owner.from_text(text)
+    except (ValueError, TypeError) as e:
+        raise StorageError(
+            f"trial {number}: its lease has an owner that cannot be read; repair with: visweep "
+            "check --repair"
+        ) from e
+
+
 def read_slots(
     connection: sa.Connection,
     study_id: int,
@@ -94,7 +109,7 @@ def read_slots(
             trial_id=row.trial_id,
             number=row.number,
             state=row.state,
-            owner=None if row.owner is None else Owner.from_text(row.owner),
+            owner=None if row.owner is None else owner_of(row.number, row.owner),
             generation=row.generation,
             heartbeat=row.heartbeat,
             lost=row.lost,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from visweep.errors import SpecificationMismatch, StorageError, UsageError
 from visweep.sealed import sync_folder, write_atomically
-from visweep.storage import rows
+from visweep.storage import attached, rows
 from visweep.storage.artifacts import Checkpoints, folder_name
 from visweep.storage.backup import file_url, frozen_copy, opened_file
 from visweep.storage.engine import artifact_folder
@@ -50,6 +50,27 @@ class Merged:
     set_aside: int
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """Two copies of a study, and what is to be copied of each.
+
+    Attributes:
+        united: the study that they make.
+        places: their artifacts.
+        above: the places above these.
+        ids: of the files that are attached to them, what each is called in the united study.
+    """
+
+    united: United
+    places: tuple[Place, ...]
+    above: tuple[Place, ...]
+    ids: Mapping[str, str]
+
+    @property
+    def study(self) -> StudyRows:
+        return self.united.study
+
+
 def merge(first: Path, second: Path, target: Path) -> list[Merged]:
     """Write a new database that holds the studies of two others, and its artifacts beside it.
 
@@ -60,11 +81,12 @@ def merge(first: Path, second: Path, target: Path) -> list[Merged]:
     """
     if target.exists():
         raise UsageError(f"--output: {target} is there already; give another name")
-    united = [
-        (name, *_pair(name, first, second, *found)) for name, found in _studies(first, second)
-    ]
-    beside = artifact_folder(file_url(target))
-    folders = {name: beside / folder_name(name, made.study.attributes) for name, made, _ in united}
+    united = {name: _pair(name, first, second, *found) for name, found in _studies(first, second)}
+    beside = Folder(artifact_folder(file_url(target)))
+    folders = {
+        name: beside.folder / folder_name(name, pair.study.attributes)
+        for name, pair in united.items()
+    }
     for folder in folders.values():
         if folder.exists():
             raise UsageError(
@@ -73,32 +95,37 @@ def merge(first: Path, second: Path, target: Path) -> list[Merged]:
             )
     target.parent.mkdir(exist_ok=True)
     made_folders: list[Path] = []
+    attached_files: list[str] = []
     try:
-        for name, made, places in united:
-            _write_artifacts(folders[name], made, places)
+        for name, pair in united.items():
+            _write_artifacts(folders[name], pair)
             made_folders.append(folders[name])
-        _write_database(target, [made.study for _, made, _ in united])
+            for key in _copy_attached(beside, pair):
+                attached_files.append(key)
+        _write_database(target, [pair.study for pair in united.values()])
     except OSError as e:
-        _remove(made_folders)
+        _remove(made_folders, beside, attached_files)
         raise StorageError(f"{e.filename or target}: cannot be written ({e.strerror})") from e
     except BaseException:
-        _remove(made_folders)
+        _remove(made_folders, beside, attached_files)
         raise
-    return [_summary(made) for _, made, _ in united]
+    return [_summary(pair) for pair in united.values()]
 
 
-def _remove(folders: Iterable[Path]) -> None:
+def _remove(folders: Iterable[Path], beside: Place, attached_files: Iterable[str]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+    for key in attached_files:
+        beside.remove(key)
 
 
-def _summary(united: United) -> Merged:
-    study = united.study
+def _summary(pair: _Pair) -> Merged:
+    study = pair.study
     return Merged(
         name=study.name,
         finished=sum(t.slot is not None and t.state in FINISHED for t in study.trials),
         budget=study.attributes.get(BUDGET),
-        set_aside=len(united.set_aside),
+        set_aside=len(pair.united.set_aside),
     )
 
 
@@ -129,25 +156,25 @@ def _read(path: Path) -> dict[str, StudyRows]:
 
 def _pair(
     name: str, first: Path, second: Path, one: StudyRows | None, other: StudyRows | None
-) -> tuple[United, tuple[Place, Place]]:
-    """The united study and the two places that its artifacts come from."""
+) -> _Pair:
     here, there = one or other, other or one
     assert here is not None
     assert there is not None
-    places = (
-        _place(first if one is not None else second, here),
-        _place(second if other is not None else first, there),
+    sides = (
+        (Artifacts(file_url(first if one is not None else second)), here),
+        (Artifacts(file_url(second if other is not None else first)), there),
+    )
+    places, above = (
+        tuple(look(artifacts, study.name, study.attributes) for artifacts, study in sides)
+        for look in (Artifacts.of, Artifacts.above)
     )
     _require_related(name, here, there)
     united = unite(here, there)
     if ARTIFACTS in united.study.attributes:
         # They are copied: those of the new database lie beside it.
         united = replace(united, study=united.study.with_attributes(**{ARTIFACTS: None}))
-    return united, places
-
-
-def _place(database: Path, study: StudyRows) -> Place:
-    return Artifacts(file_url(database)).of(study.name, study.attributes)
+    study, ids = attached.settled(united.study, here, there)
+    return _Pair(replace(united, study=study), places, above, ids)
 
 
 def _require_related(name: str, one: StudyRows, other: StudyRows) -> None:
@@ -170,8 +197,9 @@ def _require_related(name: str, one: StudyRows, other: StudyRows) -> None:
         )
 
 
-def _write_artifacts(target: Path, united: United, places: tuple[Place, Place]) -> None:
+def _write_artifacts(target: Path, pair: _Pair) -> None:
     """Checkpoints under the numbers that their trials have now, and everything else as it was."""
+    united, places = pair.united, pair.places
     with Folder(target).filling() as made:
         for place in reversed(places):
             place.copy_to(made)
@@ -187,6 +215,19 @@ def _write_artifacts(target: Path, united: United, places: tuple[Place, Place]) 
                 Checkpoints(Folder(made)).path(number, generation).write_bytes(content)
         for trial in united.set_aside:
             _set_aside(made / _SET_ASIDE, trial)
+
+
+def _copy_attached(beside: Place, pair: _Pair) -> Iterator[str]:
+    """Copy what is attached, of two of one name the first one's; yields what was not there."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, place in enumerate(pair.above):
+            folder = Path(scratch) / str(number)
+            attached.copy_out(place, pair.ids.keys(), folder)
+            for key in sorted(pair.ids):
+                if (folder / key).is_file() and attached.copy_in(
+                    beside, folder / key, pair.ids[key]
+                ):
+                    yield pair.ids[key]
 
 
 def _set_aside(folder: Path, trial: TrialRows) -> None:

@@ -1,8 +1,8 @@
 """One study as one file: packed on one machine, unpacked on another.
 
 The file is a zip archive of `manifest.json`, `study.db` (an SQLite database of this study alone),
-`specification.json` (for people) and the files of its folder of artifacts. The manifest holds the
-SHA-256 of each other member. Nothing in it is unpickled.
+`specification.json` (for people), the files of its folder of artifacts, and those that are
+attached to it. The manifest holds the SHA-256 of each other member. Nothing in it is unpickled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from visweep.errors import StorageError, UsageError
 from visweep.sealed import sync_folder
-from visweep.storage import rows, schema
+from visweep.storage import attached, rows, schema
 from visweep.storage.artifacts import Checkpoints
 from visweep.storage.backup import frozen_copy, opened_file, read_study
 from visweep.storage.engine import open_storage
@@ -40,8 +40,8 @@ from visweep.storage.whereabouts import Artifacts, make_ready
 
 FORMAT = "visweep pack"
 VERSION = 1
-_MANIFEST, _DATABASE, _SPECIFICATION, _ARTIFACTS = (
-    "manifest.json", "study.db", "specification.json", "artifacts",
+_MANIFEST, _DATABASE, _SPECIFICATION, _ARTIFACTS, _ATTACHED = (
+    "manifest.json", "study.db", "specification.json", "artifacts", "artifacts/attached",
 )  # fmt: skip
 _LARGEST_MANIFEST = 64 * 1024**2
 _CHUNK = 1024**2
@@ -108,7 +108,10 @@ def _gather(url: str, name: str, folder: Path, artifacts: str | None) -> StudyRo
         if SPECIFICATION not in study.attributes or STUDY_ID not in study.attributes:
             raise UsageError(f"STUDY: {name!r} was not made by visweep")
         shutil.rmtree(folder / _ARTIFACTS, ignore_errors=True)
-        Artifacts(url, artifacts).of(name, study.attributes).copy_to(folder / _ARTIFACTS)
+        places = Artifacts(url, artifacts)
+        places.of(name, study.attributes).copy_to(folder / _ARTIFACTS)
+        above = places.above(name, study.attributes)
+        attached.copy_out(above, attached.named_in(study), folder / _ATTACHED)
         if not _states_missing(study, Checkpoints(Folder(folder / _ARTIFACTS))):
             break
     released = replace(study, trials=tuple(trial.released() for trial in study.trials))
@@ -182,16 +185,17 @@ def unpack(
     """
     with _read_archive(path) as (archive, manifest), tempfile.TemporaryDirectory() as scratch:
         try:
-            study = _study_in(path, archive, manifest, Path(scratch))
+            packed = _study_in(path, archive, manifest, Path(scratch))
             branch = secrets.token_hex(4)
-            study = replace(study, name=new_name or study.name).with_attributes(
+            study = replace(packed, name=new_name or packed.name).with_attributes(
                 **{BRANCH: branch, ARTIFACTS: artifacts}
             )
+            study, ids = attached.settled(study, packed)
             if artifacts is not None:
                 make_ready(artifacts)
             if missing is not None:
                 missing.mkdir(exist_ok=True)
-            _add(study, path, archive, manifest, url)
+            _add(study, ids, path, archive, manifest, url)
         except OSError as e:
             place = e.filename or without_password(parse(url))
             raise StorageError(f"{place}: cannot be written ({e.strerror})") from e
@@ -200,7 +204,12 @@ def unpack(
 
 
 def _add(
-    study: StudyRows, path: Path, archive: zipfile.ZipFile, manifest: Mapping[str, Any], url: str
+    study: StudyRows,
+    ids: Mapping[str, str],
+    path: Path,
+    archive: zipfile.ZipFile,
+    manifest: Mapping[str, Any],
+    url: str,
 ) -> None:
     """Add a study to a storage; its rows come last, since they make it seen."""
     storage = open_storage(url)
@@ -208,13 +217,19 @@ def _add(
         with storage.reading() as connection:
             _require_new(study.name, rows.names(connection))
         place = Artifacts(url).of(study.name, study.attributes)
+        above = Artifacts(url).above(study.name, study.attributes)
+        added: list[str] = []
         _extract_artifacts(path, archive, manifest, place)
         try:
+            for key in _extract_attached(path, archive, manifest, ids, above):
+                added.append(key)
             with storage.transaction() as connection:
                 _require_new(study.name, rows.names(connection))
                 rows.write(connection, study)
         except BaseException:
             place.discard()
+            for key in added:
+                above.remove(key)
             raise
     finally:
         storage.close()
@@ -335,7 +350,7 @@ def _extract_artifacts(
     members = {
         name: PurePosixPath(name).relative_to(_ARTIFACTS)
         for name in manifest["members"]
-        if name.startswith(f"{_ARTIFACTS}/")
+        if name.startswith(f"{_ARTIFACTS}/") and not name.startswith(f"{_ATTACHED}/")
     }
     if not members:
         return
@@ -344,7 +359,32 @@ def _extract_artifacts(
             target = made.joinpath(*within.parts)
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as file:
-                try:
-                    _extract(archive, name, manifest["members"][name], file)
-                except _DAMAGE as e:
-                    raise _damaged(path, e) from e
+                _extract_sound(path, archive, name, manifest, file)
+
+
+def _extract_attached(
+    path: Path,
+    archive: zipfile.ZipFile,
+    manifest: Mapping[str, Any],
+    ids: Mapping[str, str],
+    above: Place,
+) -> Iterator[str]:
+    """Write what is attached to the study, under its new ids; yields those that were not there."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for key, new in sorted(ids.items()):
+            name = f"{_ATTACHED}/{key}"
+            if name not in manifest["members"]:
+                continue
+            with (Path(scratch) / key).open("wb") as file:
+                _extract_sound(path, archive, name, manifest, file)
+            if attached.copy_in(above, Path(scratch) / key, new):
+                yield new
+
+
+def _extract_sound(
+    path: Path, archive: zipfile.ZipFile, name: str, manifest: Mapping[str, Any], file: IO[bytes]
+) -> None:
+    try:
+        _extract(archive, name, manifest["members"][name], file)
+    except _DAMAGE as e:
+        raise _damaged(path, e) from e

@@ -33,6 +33,7 @@ from visweep.storage.lease import (
     LeaseLost,
     Slot,
     lock,
+    owner_of,
     read_slots,
 )
 from visweep.storage.owner import Owner
@@ -58,7 +59,7 @@ _LEASED = (
     .with_for_update()
 )
 _OWNERS = (
-    sa.select(slots.c.owner)
+    sa.select(trials.c.number, slots.c.owner)
     .join(trials, SAME_TRIAL)
     .where(trials.c.study_id == _STUDY, UNFINISHED, HELD)
 )
@@ -174,11 +175,11 @@ class Slots:
             return int(connection.execute(_UNFINISHED, self._of_study).scalar_one())
 
     @patient
-    def held_elsewhere(self) -> int:
-        """How many unfinished slots are held by workers on other machines."""
+    def held_by_others(self) -> dict[int, Owner]:
+        """Who else holds unfinished slots, by the numbers of their trials."""
         with self._storage.reading() as connection:
-            owners = list(connection.execute(_OWNERS, self._of_study).scalars())
-        return sum(o != self._owner_text and not Owner.from_text(o).is_here() for o in owners)
+            held = connection.execute(_OWNERS, self._of_study).all()
+        return {n: owner_of(n, owner) for n, owner in held if owner != self._owner_text}
 
     @patient
     def working_here(self) -> int:

@@ -47,6 +47,10 @@ study was begun with, which those of older versions do not say."""
 OF = "visweep:of"
 """User attribute of a study that was made of another one: that one's name, and what kind it is."""
 
+RACE, DROPPED, TEST = "visweep:race", "visweep:dropped", "visweep:test"
+"""User attributes of a study that races: between what and by which seeds, the arms that take part
+no longer, and what the one that was chosen reached on the test images."""
+
 ARM, SEED = "arm", "seed"
 """The parameters of a study of arms: the name of one, and the seed that it is trained with."""
 
@@ -271,7 +275,11 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def provenance(
-    device: str, data_dir: str | None = None, threads: int = 1, trainer: int | None = None
+    device: str,
+    data_dir: str | None = None,
+    threads: int = 1,
+    trainer: int | None = None,
+    hardware: str | None = None,
 ) -> dict[str, Any]:
     """Where and with what a trial is run; JSON values.
 
@@ -280,6 +288,7 @@ def provenance(
         data_dir: folder of the images, where one was given.
         threads: of the training process; on the CPU its sums are rounded by their number.
         trainer: the version of it, which decides what is drawn.
+        hardware: the name of the GPU or of the processor.
     """
     return {
         "versions": {name: _version(name) for name in _PACKAGES},
@@ -288,6 +297,7 @@ def provenance(
         "machine": f"{platform.system()} {platform.machine()}",
         "host": platform.node(),
         "device": device,
+        **({} if hardware is None else {"hardware": hardware}),
         "threads": threads,
         "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
         "commit": _commit(),

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 studies: sa.Table = models.StudyModel.__table__
 study_attributes: sa.Table = models.StudyUserAttributeModel.__table__
+study_system_attributes: sa.Table = models.StudySystemAttributeModel.__table__
 trials: sa.Table = models.TrialModel.__table__
 params: sa.Table = models.TrialParamModel.__table__
 reports: sa.Table = models.TrialIntermediateValueModel.__table__

@@ -15,9 +15,10 @@ from itertools import count
 
 from optuna.trial import TrialState
 
+from visweep.storage import attached
 from visweep.storage.rows import Parts, Row, StudyRows, TrialRows, digest, plain
 from visweep.storage.specification import BRANCH, BUDGET
-from visweep.storage.tables import FINISHED, OF_A_TRIAL, slots
+from visweep.storage.tables import FINISHED, OF_A_TRIAL, slots, study_system_attributes
 
 _TRUNK = "trunk"
 """What a study that was never unpacked is called among branches."""
@@ -210,6 +211,10 @@ def _enqueued(trials: Iterable[TrialRows]) -> Counter[str]:
 
 def _united_parts(one: StudyRows, other: StudyRows, budget: int) -> Parts:
     parts = {name: _union(rows, other.parts.get(name, ())) for name, rows in one.parts.items()}
+    system = study_system_attributes.name
+    # The pieces of a note belong together.
+    note = attached.newer_note(one.parts[system], other.parts.get(system, ()))
+    parts[system] = (*(r for r in parts[system] if not attached.is_of_note(r)), *note)
     united = replace(one, parts=parts).with_attributes(**{BUDGET: budget})
     branch = _branch(one, other)
     return (united.with_attributes(**{BRANCH: branch}) if branch else united).parts

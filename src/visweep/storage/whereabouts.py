@@ -50,7 +50,22 @@ class Artifacts:
             UsageError: this machine cannot look there.
             StorageError: the place cannot be reached.
         """
-        name = folder_name(study, attributes)
+        return self._within(study, attributes, folder_name(study, attributes))
+
+    def above(self, study: str, attributes: Mapping[str, Any]) -> Place:
+        """The place that the folders of studies lie in, with what is attached to them beside.
+
+        Other studies keep theirs here: it is not to be listed or discarded.
+
+        Args:
+            study, attributes: as for `of`.
+
+        Raises:
+            UsageError, StorageError: as `of`.
+        """
+        return self._within(study, attributes, "")
+
+    def _within(self, study: str, attributes: Mapping[str, Any], name: str) -> Place:
         place = self.given or attributes.get(ARTIFACTS)
         if place is None:
             return Folder(artifact_folder(self.storage) / name)

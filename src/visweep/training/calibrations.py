@@ -16,7 +16,7 @@ from visweep.sealed import write_atomically
 
 _T = TypeVar("_T")
 
-_VERSION = 3
+_VERSION = 4
 """Of what the files hold, and of how it is measured: those of another version are made anew."""
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -32,7 +32,7 @@ def path_of(device: str, threads: int, probed: object) -> Path:
         probed: what was tried, in its `repr`.
     """
     versions = [importlib.metadata.version(name) for name in ("visweep", "torch")]
-    key = (_VERSION, *versions, _hardware(device), threads, probed)
+    key = (_VERSION, *versions, hardware(device), threads, probed)
     digest = hashlib.sha256(repr(key).encode()).hexdigest()
     return cache_dir() / "calibrations" / f"{digest[:16]}.json"
 
@@ -61,7 +61,7 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
         _log.warning("%s is not cached: %s", path, e)
 
 
-def _hardware(device: str) -> str:
+def hardware(device: str) -> str:
     """What computes: the name of the GPU, or of the processor."""
     if device.startswith("cuda"):
         import torch

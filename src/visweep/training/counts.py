@@ -19,6 +19,7 @@ class Convolution:
         kernel: height and width of its kernel.
         stride: how much smaller the output is than the input, each way.
         normed: whether a batch norm follows.
+        stage: that it belongs to, from 0.
     """
 
     size: int
@@ -27,6 +28,7 @@ class Convolution:
     kernel: int
     stride: int = 1
     normed: bool = True
+    stage: int = 0
 
     @property
     def weights(self) -> int:
@@ -54,9 +56,10 @@ def convolutions(config: ConvNetConfig) -> Iterator[Convolution]:
             stride = 2 if stage > 0 and index == 0 else 1
             size = -(-size // stride)
             if stride > 1 or channels != width:
-                yield Convolution(size, channels, width, 1, stride)
-            yield Convolution(size, channels, width, 3, stride)
-            yield Convolution(size, width, width, 3, normed=config.block != "late_relu")
+                yield Convolution(size, channels, width, 1, stride, stage=stage)
+            yield Convolution(size, channels, width, 3, stride, stage=stage)
+            normed = config.block != "late_relu"
+            yield Convolution(size, width, width, 3, normed=normed, stage=stage)
             channels = width
 
 

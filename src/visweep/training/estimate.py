@@ -6,11 +6,11 @@ each with a price, and so is the memory that is held at a moment; a run's peak i
 largest of some moments. The prices are what `visweep.training.probe` measures on the device at
 hand. Nothing here imports torch.
 
-On the CPU a run takes more than its tensors do. The C library seldom fits a tensor into the place
-of one of its size that is gone: an aligned piece wants some bytes more, and those beside it serve
-small objects by then. So what a step makes and drops again is counted, too. How much of it is
-lost depends on what lies in the heap: the same ConvNet takes a tenth more or less in another
-process. No estimate is closer than that.
+On the CPU a run takes up to twice what its tensors do. The C library often does not fit a tensor
+into the place of one of its size that is gone: an aligned piece wants some bytes more, and those
+beside it may serve small objects by then. So what a step makes and drops again is counted, too.
+What is estimated is what a process of `visweep.search.processes` takes, as workers are; one that
+trains in the command's own process takes up to half as much again, see there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
-from visweep.training.counts import convolutions, hidden_width, multiply_adds, norms, num_params
+from visweep.training.counts import (
+    Convolution,
+    convolutions,
+    hidden_width,
+    multiply_adds,
+    norms,
+    num_params,
+)
 
 EVALUATED = {"cpu": 128, "cuda": 512}
 """Images per forward pass of an evaluation, by type of device: a GPU wants many; on the CPU they
@@ -82,7 +89,7 @@ class Estimate:
         multiply_adds: of one forward pass of one image.
         peak_memory: bytes at most, over what the process holds before: all replicas, a training
             step, an evaluation and the writing of a checkpoint.
-        seconds_per_epoch: all replicas, training and validation, on a device of their own.
+        seconds_per_epoch: all replicas, training and evaluation, on a device of their own.
     """
 
     num_params: int
@@ -112,18 +119,28 @@ def peak_memory(model: ModelConfig, train: TrainConfig, calibration: Calibration
 def seconds_per_epoch(
     model: ModelConfig, train: TrainConfig, images: Images, calibration: Calibration
 ) -> float:
-    """Of training and validation."""
+    """Of training and evaluation."""
     replicas = len(train.seeds)
     steps = images.train // train.batch_size
     step = priced(amounts(model, train.batch_size, replicas, training=True), calibration.step)
-    whole, rest = divmod(images.val, EVALUATED[calibration.device])
+    evaluations = [images.val]
+    if train.train_curves:
+        evaluations += 2 * [min(images.train, images.val)]
+    return steps * step + sum(
+        _seconds_of_evaluation(model, replicas, count, calibration) for count in evaluations
+    )
+
+
+def _seconds_of_evaluation(
+    model: ModelConfig, replicas: int, images: int, calibration: Calibration
+) -> float:
+    whole, rest = divmod(images, EVALUATED[calibration.device])
     passes = [EVALUATED[calibration.device]] * bool(whole) + [rest] * bool(rest)
     seconds = [
         priced(amounts(model, size, replicas, training=False), calibration.evaluation)
         for size in passes
     ]
-    evaluation = whole * seconds[0] if whole else 0.0
-    return steps * step + evaluation + (seconds[-1] if rest else 0.0)
+    return (whole * seconds[0] if whole else 0.0) + (seconds[-1] if rest else 0.0)
 
 
 def priced(counted: Amounts, prices: Amounts) -> float:
@@ -191,45 +208,72 @@ def memory_amounts(
     """
     replicas, size = len(train.seeds), _BYTES[precision]
     stacked, evaluated = replicas * train.batch_size, replicas * EVALUATED[device]
-    narrow = device == "cpu" and precision == "bfloat16"
+    on_cpu = device == "cpu"
     counted = (
         _stored_by_convnet(model)
         if isinstance(model, ConvNetConfig)
-        else _stored_by_vit(model, narrow)
+        else _stored_by_vit(model, narrow=on_cpu and precision == "bfloat16")
     )
     pixels = model.in_chans * model.image_size**2
-    parameters = replicas * num_params(model) * max(4, size)
-    none = dict.fromkeys(("stored", "added", "dropped", "widest", "evaluated", "written"), 0.0)
+    weight = replicas * max(4, size)
+    parameters = float(weight * num_params(model))
+    none = dict.fromkeys((*_OF_A_STEP, "matrix", "evaluated", "written"), 0.0)
     always = {**none, "process": 1.0, "parameters": parameters}
     evaluation = {"evaluated": float(evaluated * counted.evaluated * size)}
-    step = {
-        "stored": float(stacked * (counted.stored + pixels) * size),
-        "added": float(stacked * counted.added * size),
-        "widest": float(stacked * counted.widest * size),
-        # A GPU's allocator serves one tensor from the place of another.
-        "dropped": float(stacked * counted.dropped * size) if device == "cpu" else 0.0,
-    }
+    steps = [
+        {
+            "stored": float(stacked * (step.stored + pixels) * size),
+            "added": float(stacked * step.added * size),
+            "widest": float(stacked * step.widest * size),
+            # A GPU's allocator serves one tensor from the place of another.
+            "dropped": float(on_cpu * stacked * step.dropped * size),
+            "later": float(on_cpu * stacked * step.later * size),
+            "even": float(on_cpu * stacked * step.even * size),
+            "matrix": float(on_cpu * weight * counted.matrix),
+        }
+        for step in counted.steps
+    ]
     writing = {**always, "written": parameters}
-    return [{**always, **step}, {**always, **evaluation}, writing]
+    return [*({**always, **step} for step in steps), {**always, **evaluation}, writing]
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Elements per image.
+_OF_A_STEP = ("stored", "added", "widest", "dropped", "later", "even")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """Elements per image at a moment of a step.
 
     Attributes:
-        stored: what all layers keep for the backward pass.
+        stored: what layers keep for the backward pass, which has not come to them yet.
         added: what dropout adds to it.
         widest: the largest tensor, of which there are some at a time.
-        evaluated: the most that a forward pass alone holds at a time.
-        dropped: what the layers make on their way forward that nothing keeps.
+        dropped: what layers make on their way forward that nothing keeps.
+        later: what later layers kept: the places of it serve what follows in part.
+        even: `widest` where its channels fill vectors, which other kernels compute.
     """
 
     stored: int
-    added: int
+    added: int = 0
     widest: int
-    evaluated: int
     dropped: int
+    later: int = 0
+    even: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """What a model holds.
+
+    Attributes:
+        steps: the moments of a step that may be its peak.
+        evaluated: elements per image, the most that a forward pass alone holds at a time.
+        matrix: weights of the largest layer, of which a product keeps copies in its own order.
+    """
+
+    steps: tuple[_Step, ...]
+    evaluated: int
+    matrix: int
 
 
 def _stored_by_vit(model: ViTConfig, narrow: bool) -> _Stored:
@@ -255,48 +299,65 @@ def _stored_by_vit(model: ViTConfig, narrow: bool) -> _Stored:
         passing += scores
     outside = 3 * tokens * width
     widest = max(tokens * hidden, 3 * tokens * width, scores)
-    return _Stored(
+    step = _Step(
         stored=model.depth * block + outside,
         added=model.depth * masks,
         widest=widest,
-        evaluated=tokens * 4 * width + 2 * scores,
         dropped=model.depth * passing,
+    )
+    return _Stored(
+        steps=(step,),
+        evaluated=tokens * 4 * width + 2 * scores,
+        matrix=width * hidden,
     )
 
 
 def _stored_by_convnet(model: ConvNetConfig) -> _Stored:
     layers = list(convolutions(model))
-    # A norm keeps its input, and what follows it its own; a shortcut is added at once.
-    stored = sum((int(layer.normed) + int(layer.kernel > 1)) * layer.outputs for layer in layers)
-    if model.block != "basic":
-        # The ReLU before the sum keeps its own, and what follows the sum that.
-        stored += _sums(model)
     largest = max(layer.outputs for layer in layers)
     copied = max(layer.size**2 * _padded(layer.channels) for layer in layers)
     # Before the last convolution of a block: the shortcut, the input with and without its norm or
     # ReLU, and the output.
     held = 3 if model.block == "late_relu" else 4
     return _Stored(
-        stored=stored,
-        added=0,
-        widest=largest,
+        steps=tuple(_backward_through(model, stage) for stage in range(len(model.widths))),
         evaluated=held * largest + copied,
-        dropped=_dropped_by_convnet(model),
+        matrix=max(layer.weights for layer in layers),
     )
 
 
-def _dropped_by_convnet(model: ConvNetConfig) -> int:
+def _backward_through(model: ConvNetConfig, stage: int) -> _Step:
+    """While the backward pass is in a stage, with all later ones behind it."""
+    kept = [_kept_of(model, of) for of in range(len(model.widths))]
+    last = _layers(model, stage)[-1]
+    return _Step(
+        stored=sum(kept[: stage + 1]),
+        widest=last.outputs,
+        dropped=_dropped_of(model, stage),
+        later=sum(kept[stage + 1 :]),
+        even=0 if last.channels % _LANES else last.outputs,
+    )
+
+
+def _kept_of(model: ConvNetConfig, stage: int) -> int:
+    """Elements per image that a stage keeps for the backward pass."""
+    layers = _layers(model, stage)
+    # A norm keeps its input, and what follows it its own; a shortcut is added at once.
+    kept = sum((int(layer.normed) + int(layer.kernel > 1)) * layer.outputs for layer in layers)
+    # In other blocks the ReLU before the sum keeps its own, and what follows the sum that.
+    return kept if model.block == "basic" else kept + model.depths[stage] * layers[-1].outputs
+
+
+def _dropped_of(model: ConvNetConfig, stage: int) -> int:
     """Elements per image: what norms and sums give to a ReLU or a sum, and what a ReLU is given
     by a convolution."""
-    layers = list(convolutions(model))
+    layers = _layers(model, stage)
     # The norms of the stem, and of the shortcuts.
-    dropped = sum(layer.outputs for layer in layers if layer is layers[0] or layer.kernel == 1)
+    stem = layers[0].outputs if stage == 0 else 0
+    shortcuts = sum(layer.outputs for layer in layers if layer.kernel == 1)
     times = {"basic": 3, "late_relu": 1, "preadd_relu": 2}[model.block]
-    return dropped + times * _sums(model)
+    return stem + shortcuts + times * model.depths[stage] * layers[-1].outputs
 
 
-def _sums(model: ConvNetConfig) -> int:
-    """Elements per image of the outputs of all blocks."""
-    sizes = [-(-model.image_size // 2**stage) for stage in range(len(model.widths))]
-    stages = zip(sizes, model.widths, model.depths, strict=True)
-    return sum(size**2 * width * depth for size, width, depth in stages)
+def _layers(model: ConvNetConfig, stage: int) -> list[Convolution]:
+    return [layer for layer in convolutions(model) if layer.stage == stage]

@@ -15,8 +15,10 @@ from visweep.training.estimate import EVALUATED
 from visweep.training.memory import attempt, insist
 
 Predicted = Callable[[Tensor], Tensor]
-"""Logits (K, B, classes) for uint8 images (B, C, H, W)."""
+"""Logits (K, B, classes) for uint8 images (B, C, H, W), or (K, B, C, H, W): each replica's own."""
 Through = Callable[[Predicted, Tensor], Tensor]
+Seen = Callable[[range], Tensor]
+"""The images with these indices, as uint8: as `Predicted` takes them."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,17 @@ class Tally:
 
     Attributes:
         loss: (K,) float64, the sum over the images.
-        correct: (K,) int64, images classified correctly.
-        images: how many there were.
+        correct: (K, images) bool, which were classified correctly.
     """
 
     loss: Tensor
     correct: Tensor
-    images: int
 
     def read(self) -> Evaluation:
         """The same per image; waits for the device."""
-        accuracy = self.correct.double() / self.images
-        return Evaluation(tuple((self.loss / self.images).tolist()), tuple(accuracy.tolist()))
+        images = self.correct.shape[1]
+        accuracy = self.correct.sum(1).double() / images
+        return Evaluation(tuple((self.loss / images).tolist()), tuple(accuracy.tolist()))
 
 
 @torch.no_grad()
@@ -60,8 +61,9 @@ def tally(
     replicas: int,
     dtype: torch.dtype,
     through: Through = lambda predicted, images: predicted(images),
+    seen: Seen | None = None,
 ) -> Tally:
-    """Evaluate with the plain transform and dropout off; the model is left in training mode.
+    """Evaluate with dropout off; the model is left in training mode.
 
     Args:
         model: of K replicas.
@@ -70,29 +72,39 @@ def tally(
         replicas: K.
         dtype: of the forward pass.
         through: by which way logits come from images, such as a captured graph.
+        seen: how images are seen; None for the plain transform, which leaves them as they are.
 
     Raises:
         OutOfMemory: a single image does not fit in memory.
     """
     loss = torch.zeros(replicas, dtype=torch.float64, device=data.device)
-    correct = torch.zeros(replicas, dtype=torch.int64, device=data.device)
+    correct: list[Tensor] = []
     model.eval()
     size = min(EVALUATED.get(data.device.type, 512), len(split))
     predicted = partial(predict, model, data, replicas=replicas, dtype=dtype)
+    images = _plain(split) if seen is None else seen
+
+    def look_at(batch: range) -> Tensor:
+        return through(predicted, images(batch))
+
     start = 0
     while start < len(split):
-        images = split.images[start : start + size]
-        logits = _predicted(partial(through, predicted, images), size)
+        batch = range(start, min(start + size, len(split)))
+        logits = _predicted(partial(look_at, batch), size)
         if logits is None:
             size //= 2
             continue
-        labels = split.labels[start : start + size].expand(replicas, -1)
-        start += size
+        labels = split.labels[batch.start : batch.stop].expand(replicas, -1)
+        start = batch.stop
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         loss += losses.view(replicas, -1).sum(1)
-        correct += (logits.argmax(-1) == labels).sum(1)
+        correct.append(logits.argmax(-1) == labels)
     model.train()
-    return Tally(loss, correct, len(split))
+    return Tally(loss, torch.cat(correct, 1))
+
+
+def _plain(split: ResidentSplit) -> Seen:
+    return lambda batch: split.images[batch.start : batch.stop]
 
 
 def _predicted(logits: Callable[[], Tensor], size: int) -> Tensor | None:
@@ -103,7 +115,8 @@ def _predicted(logits: Callable[[], Tensor], size: int) -> Tensor | None:
 def predict(
     model: nn.Module, data: ResidentData, images: Tensor, replicas: int, dtype: torch.dtype
 ) -> Tensor:
-    """Logits (K, B, classes), at least float32, for uint8 images (B, C, H, W)."""
+    """Logits (K, B, classes), at least float32, for uint8 images (B, C, H, W), or (K, B, C, H, W)
+    where each replica has its own."""
     normal = data.normalise(images, dtype)
-    logits: Tensor = model(normal.expand(replicas, *normal.shape))
+    logits: Tensor = model(normal.expand(replicas, *normal.shape[-4:]))
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -20,7 +20,7 @@ from torch import Tensor
 from visweep import models
 from visweep.config import ModelConfig, TrainConfig
 from visweep.data.resident import Augmenter, ResidentData, ResidentSplit
-from visweep.draws import Draws
+from visweep.draws import Draws, Part
 from visweep.models.layers import initialise
 from visweep.training.device import (
     compute_dtype,
@@ -28,7 +28,7 @@ from visweep.training.device import (
     reset_peak_memory,
     wait_for,
 )
-from visweep.training.evaluate import Evaluation, Tally, tally
+from visweep.training.evaluate import Evaluation, Seen, Tally, tally
 from visweep.training.graphs import Forward, Graph, captured
 from visweep.training.lanes import Pieces, all_of
 from visweep.training.memory import attempt, insist, keep_pages, trim
@@ -131,8 +131,8 @@ class Pass:
         self.steps_per_epoch = len(data.train) // self.config.batch_size
         self.factors = [schedule(member.train, self.steps_per_epoch) for member in members]
         self._graph: Graph | Literal[False] | None = None
-        self._evaluated = False
-        self._forward = Forward()
+        self._forwards: dict[bool, Forward] = {}
+        self._validated: Tally | None = None
         for member, state in enumerate(states):
             if state is not None:
                 self._go_on(member, state)
@@ -164,9 +164,9 @@ class Pass:
         train_loss = yield from self._train(numbers)
         self._trim()
         trained = time.perf_counter()
-        counted = self._tally(self.data.val)
-        yield
-        val = counted.read()
+        counted = yield from self._count(numbers)
+        val, *training = (each.read() for each in counted)
+        plain, augmented = (each.accuracy for each in training) if training else ((), ())
         self._trim()
         seconds = trained - started, time.perf_counter() - trained
         return [
@@ -178,6 +178,8 @@ class Pass:
                 train_seconds=seconds[0] * len(rows) / self.replicas,
                 val_seconds=seconds[1] * len(rows) / self.replicas,
                 images=self.steps_per_epoch * self.config.batch_size * len(rows),
+                plain_train_accuracy=plain[rows.start : rows.stop],
+                augmented_train_accuracy=augmented[rows.start : rows.stop],
             )
             for number, rows in zip(numbers, self.rows, strict=True)
         ]
@@ -305,13 +307,48 @@ class Pass:
         """Of every replica, on images that it does not learn from now."""
         return self._tally(split).read()
 
-    def _tally(self, split: ResidentSplit) -> Tally:
+    def validated(self) -> Tensor:
+        """(K, images) bool: which validation images every replica classifies correctly now, as
+        after its last epoch."""
+        # Another pass may have trained it until now.
+        return (self._validated or self._tally(self.data.val)).correct
+
+    def _count(self, numbers: Sequence[int]) -> Pieces[list[Tally]]:
+        """What is evaluated after an epoch: validation images, and where training curves are
+        wanted the probe, plain and augmented."""
+        self._validated = self._tally(self.data.val)
+        counted = [self._validated]
+        yield
+        if self.config.train_curves:
+            counted.append(self._tally(self.data.probe))
+            yield
+            counted.append(self._tally(self.data.probe, self._as_trained(numbers)))
+            yield
+        return counted
+
+    def _as_trained(self, numbers: Sequence[int]) -> Seen:
+        """The images of the probe under the training transform, drawn for each replica by its own
+        seed and epoch, however they are divided into batches."""
+        probe, device = self.data.probe, self.data.device
+        augmenter = Augmenter(probe, self.config.translate, self.config.flip)
+        draws = self.draws.at_each("probe", self._by_row(numbers))
+
+        def seen(batch: range) -> Tensor:
+            indices = torch.arange(batch.start, batch.stop, device=device)
+            part = draws.of(Part(indices, len(probe)))
+            return augmenter.batch(indices.expand(self.replicas, -1), part)[0]
+
+        return seen
+
+    def _tally(self, split: ResidentSplit, seen: Seen | None = None) -> Tally:
         arguments = self.model, self.data, split, self.replicas, self.dtype
+        # Images of each replica's own have another shape than those that all of them see.
+        forward = self._forwards.get(seen is None)
         # What is evaluated once is not worth capturing.
-        if self.data.device.type != "cuda" or not self._evaluated:
-            self._evaluated = True
-            return tally(*arguments)
-        return tally(*arguments, self._forward)
+        if self.data.device.type != "cuda" or forward is None:
+            self._forwards[seen is None] = Forward()
+            return tally(*arguments, seen=seen)
+        return tally(*arguments, forward, seen)
 
     def state(self, member: int) -> State:
         """What a member is by now. Its optimiser's tensors are those in use."""

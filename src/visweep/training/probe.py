@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from random import Random
+from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.optimize import nnls
 
@@ -24,9 +26,11 @@ from visweep.training.fit import fit
 from visweep.training.memory import give_back, insist
 from visweep.training.passes import Pass
 
+_Array = npt.NDArray[np.float64]
+
 _BURSTS = 3
 """Each configuration is tried so often, after all the others: what disturbs one burst is over by
-the next, and the allocator has seen the others in between."""
+the next, and the allocator has seen the others in between, in another order each time."""
 _LEAST_TIMES, _MOST_TIMES = 2, 10
 _SECONDS = 0.05
 """For so long a pass is repeated in a burst, between these bounds."""
@@ -46,7 +50,7 @@ class Measured:
         step: seconds of a training step.
         evaluation: seconds of a forward pass of `EVALUATED` images.
         memory: bytes at most of a run of a few steps, its evaluation and its checkpoint, over what
-            was held before; the mean of some runs. It is not that of the first run: what is
+            was held before; the median of some runs. The first run is not among them: what is
             compiled for a model's shapes stays in the process, and belongs to no trial.
     """
 
@@ -60,7 +64,7 @@ class Measured:
         return cls(
             step=min(burst.step for burst in bursts),
             evaluation=min(burst.evaluation for burst in bursts),
-            memory=mean(burst.memory for burst in bursts[1:]),
+            memory=median(burst.memory for burst in bursts[1:]),
         )
 
 
@@ -121,17 +125,37 @@ def prices_of_largest(
 ) -> dict[str, float]:
     """The same where each configuration took the largest of several sums.
 
-    Which one that is follows from the prices, and they from it: some rounds settle both.
+    Which one that is follows from the prices, and they from it: some rounds settle both, and the
+    best is kept of several beginnings.
     """
     names = list(counted[0][0])
     table = np.array([[[row[name] for name in names] for row in rows] for rows in counted], float)
     known = np.array(measured, float)
     scale = np.maximum(table.max(axis=(0, 1)), 1.0)
+    # As if a unit of any amount cost the same; or as if it were the same sum in all of them.
+    alike = table.sum(axis=2).argmax(axis=1)
+    beginnings = [alike, *(np.full(len(known), which) for which in range(table.shape[1]))]
     table /= scale
-    # At first, as if a unit of any amount cost the same.
-    largest = (table * scale).sum(axis=2).argmax(axis=1)
+    _, best = min(
+        (_settled(table, known, least, largest) for largest in beginnings),
+        key=lambda found: found[0],
+    )
+    return {name: float(price) for name, price in zip(names, best / scale, strict=True)}
+
+
+def _settled(
+    table: _Array, known: _Array, least: float, largest: npt.NDArray[np.intp]
+) -> tuple[float, _Array]:
+    """The least error that some rounds come to, and its prices.
+
+    Args:
+        table: the amounts, by configuration, sum and name.
+        known: what each configuration took.
+        least: see `prices`.
+        largest: which sum of each configuration is taken at first.
+    """
     explained = known
-    best = np.inf, np.zeros(len(names))
+    best = np.inf, np.zeros(table.shape[2])
     for _ in range(_ROUNDS):
         # Errors relative to what was measured would favour prices that are too low.
         weight = 1.0 / np.maximum(explained, least)
@@ -141,13 +165,18 @@ def prices_of_largest(
         largest, explained = sums.argmax(axis=1), sums.max(axis=1)
         error = float(np.square((explained - known) / np.maximum(explained, least)).sum())
         best = min(best, (error, solved), key=lambda found: found[0])
-    return {name: float(price) for name, price in zip(names, best[1] / scale, strict=True)}
+    return best
 
 
 def measure(
-    configurations: Sequence[tuple[ModelConfig, TrainConfig]], data: ResidentData
+    configurations: Sequence[tuple[ModelConfig, TrainConfig]], data: ResidentData, seed: int = 0
 ) -> list[Measured | None]:
     """Try configurations in turn, several times; nothing of them is kept.
+
+    Args:
+        configurations: what to try.
+        data: what on.
+        seed: of the orders in which they take turns.
 
     Returns:
         For each what it took, or None where it does not fit in memory.
@@ -156,10 +185,20 @@ def measure(
     gc.collect()
     gc.freeze()
     try:
-        rounds = [[_attempted(*c, data) for c in configurations] for _ in range(_BURSTS)]
+        return [_all(bursts) for bursts in _bursts(configurations, data, Random(seed))]
     finally:
         gc.unfreeze()
-    return [_all(bursts) for bursts in zip(*rounds, strict=True)]
+
+
+def _bursts(
+    configurations: Sequence[tuple[ModelConfig, TrainConfig]], data: ResidentData, rng: Random
+) -> list[list[Measured | None]]:
+    """Those of each configuration."""
+    found: list[list[Measured | None]] = [[] for _ in configurations]
+    for _ in range(_BURSTS):
+        for index in rng.sample(range(len(configurations)), len(configurations)):
+            found[index].append(_attempted(*configurations[index], data))
+    return found
 
 
 def _all(bursts: Sequence[Measured | None]) -> Measured | None:

@@ -29,8 +29,12 @@ class EpochResult:
         val_loss: mean cross-entropy on the validation images, in nats.
         val_accuracy: fraction of the validation images classified correctly.
         train_seconds: spent on training steps, beside whatever else the device does meanwhile.
-        val_seconds: spent on evaluation, likewise.
+        val_seconds: spent on evaluation, likewise, also of training images.
         images: training images seen, over all replicas.
+        plain_train_accuracy: fraction of `ResidentData.probe` classified correctly, with dropout
+            off and under the evaluation transform; () where it was not measured.
+        augmented_train_accuracy: the same under the training transform: each image translated and
+            mirrored at random, anew in each epoch.
         replayed: read from a checkpoint, and a later epoch is there too; what the callback
             returns is ignored.
     """
@@ -42,6 +46,8 @@ class EpochResult:
     train_seconds: float
     val_seconds: float
     images: int
+    plain_train_accuracy: tuple[float, ...] = ()
+    augmented_train_accuracy: tuple[float, ...] = ()
     replayed: bool = False
 
     @property
@@ -62,6 +68,9 @@ class FitResult:
         history: one result per epoch, those before a resume included.
         ended: `completed`, `stopped` (by the callback) or `diverged`.
         train_accuracy: with the evaluation transform, dropout off, on `ResidentData.probe`.
+        val_error: standard error, in points, of the validation accuracy (the mean over the
+            replicas), which is that of other validation images of the same kind; see
+            `visweep.data.sampling`. None where there are too few images to tell.
         num_params: parameters of one replica.
         peak_memory: bytes, since a batch was last divided; see `training.device.peak_memory`.
         model: with the weights after the last epoch, K replicas, in evaluation mode.
@@ -75,6 +84,7 @@ class FitResult:
     peak_memory: int
     model: nn.Module
     micro_batch: int | None = None
+    val_error: float | None = None
 
     @property
     def seconds(self) -> float:

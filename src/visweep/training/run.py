@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from visweep.config import to_json
 from visweep.data.resident import ResidentData
+from visweep.data.sampling import mean_error
 from visweep.training import checkpoint as checkpoints
 from visweep.training.device import peak_memory, resolve_precision
 from visweep.training.passes import Member, Pass, State
@@ -97,17 +99,27 @@ class Run:
         else:
             complete = len(self.history) == self.member.train.epochs
             ended = "completed" if complete else "stopped"
-        train_accuracy = trained.evaluate(self._data.probe).accuracy
+        measured = self.history[-1].plain_train_accuracy
+        train_accuracy = measured or trained.evaluate(self._data.probe).accuracy
         trained.flat.widen()
         return FitResult(
             history=tuple(self.history),
             ended=ended,
             train_accuracy=train_accuracy,
+            val_error=self._val_error(trained.validated()),
             num_params=trained.flat.values.shape[1],
             peak_memory=peak_memory(self._data.device),
             model=trained.model.eval(),
             micro_batch=trained.micro.size if trained.micro.divided else None,
         )
+
+    def _val_error(self, correct: Tensor) -> float | None:
+        """Of the images, whose mistakes the replicas share."""
+        groups = self._data.dataset.val.groups
+        independent = correct.shape[1] if groups is None else len(set(groups.tolist()))
+        if independent < 2:
+            return None
+        return mean_error(correct.double().mean(0).cpu().numpy(), groups)
 
     @property
     def _at_its_end(self) -> bool:
@@ -122,7 +134,8 @@ class Run:
         return stop or self._at_its_end
 
     def _identity(self) -> dict[str, Any]:
-        train = self.member.train
+        # What is only measured is no part of what is trained.
+        train = self.member.train.replace(train_curves=False)
         precision = resolve_precision(train.precision, self._data.device)
         return {
             "trainer": TRAINER_VERSION,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from optuna.trial import FrozenTrial
@@ -13,8 +14,16 @@ from visweep.analysis.figures.curves import learning_curves
 from visweep.analysis.figures.history import history
 from visweep.analysis.figures.parallel import parallel_coordinates
 from visweep.analysis.figures.slices import slices
+from visweep.analysis.figures.train_curves import train_curves
 from visweep.analysis.measure import Measure
 from visweep.analysis.overview import Overview
+
+_TWO_TRANSFORMS = (
+    "Training accuracy can look lower than validation accuracy merely because it is measured "
+    "while the training images are moved at random (the dotted line), which makes them harder "
+    "than validation images, which are not. Measured on images as they are (the dashed line), it "
+    "compares with validation accuracy, and only the gap between these two tells of overfitting."
+)
 
 
 def history_section(overview: Overview) -> Section:
@@ -24,9 +33,14 @@ def history_section(overview: Overview) -> Section:
 
 
 def curves_section(overview: Overview) -> Section:
-    """The learning curves."""
+    """The learning curves, and where it was measured training accuracy beside them."""
     chart = partial(learning_curves, *_shown(overview), overview.baseline)
-    return _drawn("curves", "Learning curves", chart)
+    section = _drawn("curves", "Learning curves", chart)
+    try:
+        training = train_curves(*_shown(overview), overview.baseline)
+    except NothingToDraw:
+        return section
+    return replace(section, blocks=[*section.blocks, Plot(training), note(_TWO_TRANSFORMS)])
 
 
 def parallel_section(overview: Overview) -> Section:

@@ -12,6 +12,10 @@ from math import sqrt
 import numpy as np
 import numpy.typing as npt
 
+from visweep.data.sampling import mean_error
+
+__all__ = ["binomial_error", "difference_error", "mean_error"]
+
 
 def binomial_error(accuracy: float, images: int) -> float:
     """Standard error, in points, of an accuracy (a fraction) from independent images.
@@ -22,36 +26,6 @@ def binomial_error(accuracy: float, images: int) -> float:
     if not 0 <= accuracy <= 1 or images < 1:
         raise ValueError("an accuracy is a fraction, of one image at least")
     return 100 * sqrt(accuracy * (1 - accuracy) / images)
-
-
-def mean_error(values: npt.ArrayLike, groups: npt.ArrayLike | None = None) -> float:
-    """Standard error, in points, of the mean of one value per image.
-
-    Images of one group may resemble each other in any way; groups are independent. With a group
-    for each image it is the usual error of a mean. K. Liang and S. Zeger (1986), Longitudinal data
-    analysis using generalized linear models, Biometrika 73, 13-22, times groups / (groups - 1),
-    since few groups make it too small. Fewer than about 30 groups are still too few to trust it.
-
-    Args:
-        values: (images,) whether each was classified correctly, or in which share of the runs.
-        groups: (images,) what each image was made from; without, each is a group of its own.
-
-    Raises:
-        ValueError: the arrays are not of one length, a value is not finite, or there are fewer
-            than two groups.
-    """
-    given = np.asarray(values, np.float64)
-    ids = np.arange(len(given)) if groups is None else np.asarray(groups)
-    if given.ndim != 1 or given.shape != ids.shape:
-        raise ValueError(f"one group per image is needed: {given.shape} and {ids.shape}")
-    if not np.isfinite(given).all():
-        raise ValueError("every image needs a value")
-    names, group = np.unique(ids, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError("two independent groups of images are needed at least")
-    sums = np.bincount(group, weights=given - given.mean())
-    variance = len(names) / (len(names) - 1) * float(sums @ sums)
-    return 100 * sqrt(variance) / len(given)
 
 
 def difference_error(

@@ -1,0 +1,125 @@
+"""The race of a study's leaders: its looks, what it came to, and what the test images say."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from visweep.analysis import race_words as words
+from visweep.analysis.document import (
+    Block,
+    Command,
+    Paragraph,
+    Plot,
+    Section,
+    Table,
+    Tile,
+    Tiles,
+    note,
+)
+from visweep.analysis.figures.chart import NothingToDraw
+from visweep.analysis.figures.race import race_chart
+from visweep.analysis.figures.words import capital
+from visweep.analysis.measure import GAP, points
+from visweep.analysis.overview import Overview
+from visweep.analysis.race import Raced, read_race
+from visweep.analysis.sections.cells import MISSING
+from visweep.analysis.statistics.comparison import NoResult
+from visweep.analysis.statistics.racing import Look
+from visweep.storage.specification import RACE, Specification
+
+
+def race_section(overview: Overview) -> Section | None:
+    """The race of this study, or this race; nothing where there is none."""
+    own = overview if RACE in overview.attributes else overview.companions.get("race")
+    if own is None or RACE not in own.attributes:
+        return None
+    specification = Specification.from_stored(own.specification)
+    raced = read_race(own.attributes, specification, own.trials)
+    return Section("race", "Race", list(_blocks(own, raced)))
+
+
+def _blocks(own: Overview, raced: Raced) -> Iterator[Block]:
+    yield Paragraph(capital(words.outcome(raced)))
+    if raced.chosen is not None:
+        yield Tiles([_tile(number) for number in words.numbers(raced, raced.chosen)])
+    if curse := words.curse(raced):
+        yield Paragraph(curse)
+    elif raced.chosen is not None:
+        again = ["visweep", "race", raced.study, *own.where]
+        yield Command("Look at the test images, once", shlex.join(again))
+    try:
+        yield Plot(race_chart(raced, own.measure))
+    except NothingToDraw as e:
+        yield note(str(e))
+    yield _arms(own, raced)
+    if raced.race.looks:
+        yield _looks(raced)
+        yield note(_unbroken(words.promised(raced)))
+    missing = list(_missing(raced))
+    if missing:
+        yield note(f"Left out, with the runs that they pair with: {'; '.join(missing)}.")
+
+
+def _tile(number: words.Number) -> Tile:
+    between = f"{_unbroken(number.interval)}: " if number.interval else ""
+    return Tile(
+        capital(number.what), _unbroken(number.accuracy), f"{between}{_unbroken(number.remark)}"
+    )
+
+
+def _unbroken(words: str) -> str:
+    return words.replace(" %", f"{GAP}%")
+
+
+def _arms(own: Overview, raced: Raced) -> Table:
+    rows = []
+    for arm, searched in raced.arms.items():
+        mean = raced.mean(arm)
+        rows.append(
+            [
+                arm,
+                own.measure.text(searched.accuracy),
+                MISSING if mean is None else _unbroken(words.with_interval(mean)),
+                str(len(raced.seeds_of(arm))),
+                words.fate(raced, arm),
+            ]
+        )
+    chosen = [place for place, arm in enumerate(raced.arms) if arm == raced.chosen]
+    return Table(
+        "The leaders of the search, trained with new seeds: validation accuracy",
+        ["configuration of", "in the search", "in the race (95 %)", "seeds", ""],
+        rows,
+        numeric=frozenset({1, 2, 3}),
+        marked=frozenset(chosen),
+    )
+
+
+def _looks(raced: Raced) -> Table:
+    rows = [row for look in raced.race.looks for row in _rows(look)]
+    return Table(
+        "The looks: who is left, and who was dropped by which p-value",
+        ["seeds", "left", "dropped", "against", "points", "p", "threshold"],
+        rows,
+        numeric=frozenset({1, 4, 5, 6}),
+    )
+
+
+def _rows(look: Look) -> Iterator[list[str]]:
+    """One, or one for each arm that left."""
+    left = str(len(look.survivors))
+    for drop in look.dropped:
+        numbers = points(drop.effect), words.p_value(drop.p), words.p_value(drop.threshold)
+        yield [str(look.seeds), left, drop.arm, drop.better, *numbers]
+    for arm in look.withdrawn:
+        yield [str(look.seeds), left, arm, "most runs without result", *([MISSING] * 3)]
+    if not (look.dropped or look.withdrawn):
+        yield [str(look.seeds), left, *([MISSING] * 5)]
+
+
+def _missing(raced: Raced) -> Iterator[str]:
+    for arm, results in raced.results.items():
+        for seed in raced.seeds:
+            result = results.get(seed)
+            if isinstance(result, NoResult):
+                yield f"{arm}, seed{GAP}{seed} ({result.reason})"

@@ -1,0 +1,186 @@
+"""The leaders of a study, trained with new seeds until one of them is shown to be the best."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+
+from visweep.analysis.race import Searched
+from visweep.cli.companions import Source, companion, source_of
+from visweep.cli.join import Local, resume
+from visweep.cli.options import storage_url
+from visweep.cli.studies import opened
+from visweep.cli.sweep import train_all
+from visweep.cli.testing import evaluate_once
+from visweep.errors import UsageError
+from visweep.search.arms import MOST_SEEDS
+from visweep.search.study import images_folder
+from visweep.storage.specification import OF, RACE, SPECIFICATION, Arm
+from visweep.storage.url import bare
+
+KIND = "race"
+TOP = 5
+SEEDS = (3, 20)
+"""What is taken where the options do not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What `visweep race` was asked for; fields are named after the options."""
+
+    study: str
+    top: int | None
+    seeds: str | None
+    local: Local
+
+
+def race(console: Console, wanted: Wanted) -> int:
+    """Race, or go on racing, and evaluate the test set for the one that is chosen; returns the
+    exit status.
+
+    Raises:
+        UsageError: an option is bad, or there are too few configurations.
+    """
+    if wanted.top is not None and wanted.top < 2:
+        raise UsageError(f"--top: {wanted.top} is not accepted; accepted: 2, 3, 4, …")
+    seeds = None if wanted.seeds is None else _range(wanted.seeds)
+    name = f"{wanted.study}-{KIND}"
+    begun, local = _begun(wanted, name)
+    if begun is None:
+        source = source_of(wanted.study, local)
+        status = _begin(source, name, wanted.top or TOP, seeds or SEEDS, local)
+    else:
+        _require_same(begun, name, wanted, seeds)
+        status = resume(console, name, local)
+    if status == 0:
+        evaluate_once(console, name, local)
+    return status
+
+
+def _range(given: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,4})\.\.(\d{1,4})", given)
+    first, last = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 2 <= first <= last <= MOST_SEEDS:
+        raise UsageError(
+            f"--seeds: {given!r} is not accepted; accepted: A..B with 2 ≤ A ≤ B ≤ {MOST_SEEDS}, "
+            "such as 3..20"
+        )
+    return first, last
+
+
+def _begun(wanted: Wanted, name: str) -> tuple[Mapping[str, Any] | None, Local]:
+    """What the race was begun with, None where there is none yet; and what this machine brings,
+    with the images where the study found them."""
+    local = wanted.local
+    with opened(local.storage, wanted.study) as (study, storage):
+        of = study.user_attrs.get(OF, {})
+        if of.get("kind") == KIND:
+            raise UsageError(
+                f"STUDY: {wanted.study!r} is a race itself; go on with it: "
+                f"visweep race {shlex.quote(str(of.get('study')))}"
+            )
+        if local.data_dir is None and (folder := images_folder(study)) is not None:
+            local = replace(local, data_dir=Path(folder))
+        if name not in optuna.get_all_study_names(storage):
+            return None, local
+        attributes = optuna.load_study(study_name=name, storage=storage).user_attrs
+    if SPECIFICATION in attributes and RACE not in attributes:
+        raise UsageError(f"STUDY: {name!r} is there already, and is no race; rename or delete it")
+    return attributes.get(RACE), local
+
+
+def _require_same(
+    begun: Mapping[str, Any], name: str, wanted: Wanted, seeds: tuple[int, int] | None
+) -> None:
+    """The thresholds depend on both, so that neither can change on the way."""
+    url = storage_url(wanted.local.storage)
+    delete = shlex.join(["visweep", "delete", name, "--storage", bare(url)])
+    arms, first, last = begun["arms"], begun["first"], begun["last"]
+    if wanted.top not in (None, len(arms)):
+        raise UsageError(
+            f"--top: this race was begun with {len(arms)}; leave it out, or begin anew: {delete}"
+        )
+    if seeds not in (None, (first, last)):
+        raise UsageError(
+            f"--seeds: this race was begun with {first}..{last}; leave it out, or begin anew: "
+            f"{delete}"
+        )
+
+
+def _begin(source: Source, name: str, top: int, seeds: tuple[int, int], local: Local) -> int:
+    found = leaders(source)
+    if len(found) < max(2, top):
+        accepted = f"2 to {len(found)}" if len(found) > 2 else "2" if len(found) == 2 else "none"
+        raise UsageError(
+            f"--top: {top} configurations are wanted, and {len(found)} of {source.name!r} have "
+            f"completed; accepted: {accepted}"
+        )
+    first, last = seeds
+    arms = found[:top]
+    prepared = companion(
+        source,
+        KIND,
+        {leader.name: leader.arm for leader in arms},
+        local,
+        first_seed=source.fresh_seed,
+        trials=top * first,
+        name=name,
+        attributes={
+            RACE: {
+                "first": first,
+                "last": last,
+                "arms": {leader.name: asdict(leader.searched) for leader in arms},
+                "among": len(found),
+            }
+        },
+    )
+    return train_all(prepared)
+
+
+@dataclass(frozen=True)
+class Leader:
+    """A configuration of a study.
+
+    Attributes:
+        arm: it.
+        searched: what the study has of it.
+    """
+
+    arm: Arm
+    searched: Searched
+
+    @property
+    def name(self) -> str:
+        return f"trial {self.searched.trial}"
+
+
+def leaders(source: Source) -> list[Leader]:
+    """The configurations of a study that have completed, the best mean accuracy first.
+
+    Trials of one configuration, such as replicates, are one: their mean is less flattered.
+    """
+    groups: dict[Arm, list[FrozenTrial]] = {}
+    for trial in source.trials:
+        if trial.state == TrialState.COMPLETE and trial.value is not None:
+            groups.setdefault(_without_seeds(source.arm(trial)), []).append(trial)
+    found = [Leader(arm, _searched(trials)) for arm, trials in groups.items()]
+    return sorted(found, key=lambda each: (-each.searched.accuracy, each.searched.trial))
+
+
+def _without_seeds(arm: Arm) -> Arm:
+    return Arm(model=arm.model, train=arm.train.replace(seeds=(0,)))
+
+
+def _searched(trials: Sequence[FrozenTrial]) -> Searched:
+    """Of trials of one configuration, the best first."""
+    values = [trial.value or 0.0 for trial in trials]
+    return Searched(trials[0].number, fmean(values), len(trials))

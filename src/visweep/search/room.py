@@ -1,0 +1,66 @@
+"""How many workers fit in this machine's memory.
+
+Linux grants a process what it asks for and kills one when pages run out, so what does not fit had
+better not begin.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from visweep import text
+from visweep.search.expectation import Expectation
+from visweep.search.watch import Watcher
+
+_MEMINFO = Path("/proc/meminfo")
+_GROUP = Path("/sys/fs/cgroup")
+_WORKER = 2**28
+"""Bytes that a worker takes besides its trial: what it does not share with the others."""
+
+
+def free_memory() -> int | None:
+    """Bytes that this machine, or the container that this is, has to give; None where it does not
+    tell."""
+    found = [bytes_ for bytes_ in (_of_the_machine(), _of_the_group()) if bytes_ is not None]
+    return min(found, default=None)
+
+
+def _of_the_machine() -> int | None:
+    if not _MEMINFO.exists():
+        return None
+    words = (line.split() for line in _MEMINFO.read_text().splitlines())
+    return next((1024 * int(w[1]) for w in words if w[0] == "MemAvailable:"), None)
+
+
+def _of_the_group() -> int | None:
+    try:
+        most = (_GROUP / "memory.max").read_text()
+        held = (_GROUP / "memory.current").read_text()
+        return None if most.strip() == "max" else max(0, int(most) - int(held))
+    except (OSError, ValueError):
+        return None
+
+
+def workers_with_room(
+    wanted: int, pack: int, expected: Expectation | None, free: int | None, view: Watcher
+) -> int:
+    """So many of the wanted workers as may train the largest models at the same time.
+
+    Args:
+        wanted: how many there would be, at least one of which is kept.
+        pack: trials that each of them trains at once.
+        expected: of the trials; None where it is not known what they take.
+        free: bytes; None where it is not known.
+        view: is told where there are fewer.
+    """
+    if expected is None or free is None or wanted == 1:
+        return wanted
+    largest = expected.most_memory
+    fitting = min(wanted, max(1, int(free / (_WORKER + pack * largest))))
+    if fitting < wanted:
+        view.note(
+            f"{text.plural(fitting, 'worker')} instead of {wanted}: the largest models of this "
+            f"space take an estimated {text.memory(largest)} each, and {text.memory(free)} of "
+            "memory are free; --workers overrules it"
+        )
+    return fitting

@@ -1,0 +1,225 @@
+"""A race as the report shows it, with its study and alone: made without training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from visweep.analysis.document import Command, Document, Paragraph, Plot, Section, Table, Tiles
+from visweep.analysis.race import Raced, read_race
+from visweep.analysis.report import build_report, document
+from visweep.analysis.statistics.racing import Outcome
+from visweep.config import DataConfig, TrainConfig, ViTConfig
+from visweep.search.arms import arms_specification
+from visweep.storage.specification import OF, RACE, TEST, Arm, Specification
+
+FIRST, LAST = 3, 10
+DIVERGED = "diverged"
+TESTED: Mapping[str, Any] = {
+    "arm": "trial 7",
+    "accuracy": 0.842,
+    "low": 0.825,
+    "high": 0.859,
+    "seeds": [1, 2, 3],
+    "images": 2000,
+    "groups": 359,
+    "seed_error": 0.2,
+    "image_error": 0.8,
+    "measured": "2026-11-28T12:00:00+00:00",
+}
+NAMES = ("trial 7", "trial 2", "trial 9")
+
+
+def arms() -> dict[str, Arm]:
+    return {
+        name: Arm(model=ViTConfig(depth=depth), train=TrainConfig())
+        for depth, name in enumerate(NAMES, 1)
+    }
+
+
+def specification() -> Specification:
+    return arms_specification(
+        arms(),
+        first_seed=1,
+        data=DataConfig(name="cluttered-digits"),
+        fingerprint="5f1c09aa72e3",
+        precision="float32",
+    )
+
+
+def add_race(
+    study: optuna.Study, behind: Mapping[str, float], seeds: int, test: bool = False
+) -> optuna.Study:
+    """A race of the study, in its storage: each arm so many points behind the first one."""
+    race = optuna.create_study(
+        study_name=f"{study.study_name}-race", storage=study._storage, direction="maximize"
+    )
+    race.set_user_attr("visweep:specification", specification().stored())
+    race.set_user_attr(OF, {"study": study.study_name, "kind": "race"})
+    found = {name: {"trial": int(name[6:]), "accuracy": 0.9, "runs": 1} for name in NAMES}
+    begun = {"first": FIRST, "last": LAST, "arms": found, "among": 31}
+    race.set_user_attr(RACE, begun)
+    if test:
+        race.set_user_attr(TEST, dict(TESTED))
+    rng = np.random.default_rng(0)
+    for seed in range(1, seeds + 1):
+        for name in NAMES:
+            value = 0.85 - behind[name] / 100 + 0.005 * float(rng.standard_normal())
+            add_run(race, name, seed, value)
+    return race
+
+
+def add_run(race: optuna.Study, name: str, seed: int, value: float | None) -> None:
+    race.add_trial(
+        create_trial(
+            state=TrialState.PRUNED if value is None else TrialState.COMPLETE,
+            value=value,
+            params={"arm": name, "seed": seed},
+            distributions=dict(specification().space),
+            user_attrs={"ended": DIVERGED} if value is None else {"ended": "completed"},
+        )
+    )
+
+
+def raced(study: optuna.Study) -> Raced:
+    return read_race(study.user_attrs, specification(), study.get_trials())
+
+
+def section(found: Document) -> Section:
+    (race,) = (each for each in found.sections if each.anchor == "race")
+    return race
+
+
+def blocks(found: Section, kind: type) -> list[Any]:
+    return [block for block in found.blocks if isinstance(block, kind)]
+
+
+@pytest.fixture
+def study() -> optuna.Study:
+    study = optuna.create_study(study_name="night", direction="maximize")
+    study.set_user_attr("visweep:specification", specification().stored())
+    return study
+
+
+BEHIND = {"trial 7": 0.0, "trial 2": 5.0, "trial 9": 9.0}
+
+
+class TestReading:
+    def test_a_winner(self, study: optuna.Study) -> None:
+        found = raced(add_race(study, BEHIND, LAST))
+        assert (found.race.outcome, found.chosen) == (Outcome.WINNER, "trial 7")
+        assert found.study == "night"
+        assert found.seeds == tuple(range(1, LAST + 1))
+        assert found.seeds_of("trial 9") == list(found.seeds)
+        assert found.test is None
+
+    def test_means_by_hand(self, study: optuna.Study) -> None:
+        race = add_race(study, BEHIND, 0)
+        for seed, value in ((1, 0.8), (2, 0.9), (3, 0.85)):
+            add_run(race, "trial 7", seed, value)
+        mean = raced(race).mean("trial 7")
+        assert mean is not None
+        assert (mean.accuracy, mean.runs) == (pytest.approx(0.85), 3)
+        # 4.3027 standard errors of 0.05 / √3.
+        assert mean.high == pytest.approx(0.85 + 4.302653 * 0.05 / 3**0.5)
+        early = raced(race).mean("trial 7", 1)
+        assert early is not None
+        assert (early.accuracy, early.low) == (0.8, None)
+        assert raced(race).mean("trial 2") is None
+
+    def test_what_failed_counts_as_not_run_and_what_diverged_as_without_result(
+        self, study: optuna.Study
+    ) -> None:
+        race = add_race(study, BEHIND, 2)
+        add_run(race, "trial 7", 3, None)
+        trial = create_trial(
+            state=TrialState.FAIL,
+            params={"arm": "trial 2", "seed": 3},
+            distributions=dict(specification().space),
+        )
+        race.add_trial(trial)
+        found = raced(race)
+        assert found.race.wanted == (("trial 2", 3), ("trial 9", 3))
+        assert found.seeds_of("trial 7") == [1, 2]
+
+    def test_a_tie_takes_the_highest_mean(self, study: optuna.Study) -> None:
+        behind = {"trial 7": 0.1, "trial 2": 0.0, "trial 9": 0.1}
+        found = raced(add_race(study, behind, LAST))
+        assert found.race.outcome is Outcome.TIE
+        means = {arm: found.mean(arm) for arm in NAMES}
+        assert found.chosen == max(NAMES, key=lambda arm: means[arm].accuracy)  # type: ignore[union-attr]
+
+
+class TestTheSection:
+    def test_it_is_in_the_report_of_the_study_and_in_its_own(self, study: optuna.Study) -> None:
+        race = add_race(study, BEHIND, LAST, test=True)
+        assert section(document(study)).blocks
+        assert section(document(race)).blocks
+        assert 'id="race"' in build_report(study)
+
+    def test_a_study_without_a_race_has_none(self, study: optuna.Study) -> None:
+        assert "race" not in [each.anchor for each in document(study).sections]
+
+    def test_a_race_of_another_study_is_none_of_this(self, study: optuna.Study) -> None:
+        add_race(study, BEHIND, LAST).set_user_attr(OF, {"study": "day", "kind": "race"})
+        assert "race" not in [each.anchor for each in document(study).sections]
+
+    def test_all_three_numbers_are_beside_each_other(self, study: optuna.Study) -> None:
+        add_race(study, BEHIND, LAST, test=True)
+        (tiles,) = blocks(section(document(study)), Tiles)
+        shown = [
+            (tile.label, tile.value.replace("\N{NO-BREAK SPACE}", " ")) for tile in tiles.tiles
+        ]
+        assert shown[0] == ("Validation, in the search", "90.0 %")
+        assert shown[1][0] == "Validation, in the race"
+        assert shown[2] == ("Test", "84.2 %")
+        assert "82.5 to 85.9" in tiles.tiles[2].detail
+        assert "359 independent sources" in tiles.tiles[2].detail
+        said = [block.text for block in blocks(section(document(study)), Paragraph)]
+        assert any("5.8 points above that of the test images" in each for each in said)
+
+    def test_every_look_has_its_rows(self, study: optuna.Study) -> None:
+        race = add_race(study, BEHIND, LAST, test=True)
+        found = raced(race)
+        looks = blocks(section(document(study)), Table)[1]
+        assert {row[0] for row in looks.rows} == {str(look.seeds) for look in found.race.looks}
+        dropped = {row[2]: row for row in looks.rows if row[2] != "–"}
+        assert set(dropped) == {"trial 2", "trial 9"}
+        for look in found.race.looks:
+            for drop in look.dropped:
+                assert dropped[drop.arm][3:5] == [drop.better, f"−{abs(drop.effect):.1f}"]
+                assert float(dropped[drop.arm][5]) <= float(dropped[drop.arm][6])
+
+    def test_the_figure_has_a_course_for_each_arm(self, study: optuna.Study) -> None:
+        add_race(study, BEHIND, LAST)
+        (plot,) = blocks(section(document(study)), Plot)
+        traces = {trace.name: trace for trace in plot.chart.figure.data}
+        assert set(traces) == {*NAMES, "dropped"}
+        looks = len(
+            raced(optuna.load_study(study_name="night-race", storage=study._storage)).race.looks
+        )
+        assert len(traces["trial 7"].x) == looks
+        assert len(traces["dropped"].x) == 2
+
+    def test_before_the_first_look(self, study: optuna.Study) -> None:
+        add_race(study, BEHIND, 1)
+        found = section(document(study))
+        assert not blocks(found, Plot)
+        assert not blocks(found, Command)
+        assert "not decided" in blocks(found, Paragraph)[0].text
+
+    def test_without_a_test_number_it_says_how_to_get_one(self, study: optuna.Study) -> None:
+        add_race(study, BEHIND, LAST)
+        (command,) = blocks(section(document(study, ["--storage", "sqlite:///x.db"])), Command)
+        assert command.text == "visweep race night --storage sqlite:///x.db"
+
+    def test_runs_without_result_are_named(self, study: optuna.Study) -> None:
+        race = add_race(study, BEHIND, 2)
+        add_run(race, "trial 9", 3, None)
+        said = [block.text for block in blocks(section(document(study)), Paragraph)]
+        assert any("trial 9, seed\N{NO-BREAK SPACE}3 (diverged)" in each for each in said)

@@ -1,0 +1,88 @@
+"""How many workers fit in this machine's memory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from optuna.distributions import IntDistribution
+
+from visweep.config import DataConfig, TrainConfig, ViTConfig
+from visweep.search import room
+from visweep.search.expectation import Expectation
+from visweep.search.room import free_memory, workers_with_room
+from visweep.search.watch import Watcher
+from visweep.storage.limits import Limits
+from visweep.storage.specification import Specification
+from visweep.training.counts import num_params
+from visweep.training.estimate import Calibration, Images
+
+GIB = 2**30
+
+
+class Told(Watcher):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def expected(limits: Limits | None = None) -> Expectation:
+    """A trial of one to three blocks, whose parameters take 4 bytes each, and 1 GiB besides."""
+    specification = Specification(
+        space={"depth": IntDistribution(1, 3)},
+        data=DataConfig(),
+        fingerprint="of nothing",
+        model=ViTConfig(depth=1),
+        train=TrainConfig(precision="float32"),
+        sampler="random",
+        pruner="none",
+        seed=0,
+        **({} if limits is None else {"limits": limits}),
+    )
+    memory = {"process": float(GIB), "parameters": 1.0}
+    calibration = Calibration(
+        device="cpu", precision="float32", step={}, evaluation={}, memory=memory
+    )
+    return Expectation(specification, Images(64, 10), calibration)
+
+
+def test_the_largest_model_within_the_limits_counts() -> None:
+    one, three = (num_params(ViTConfig(depth=depth)) for depth in (1, 3))
+    assert expected().most_memory == GIB + 4 * three
+    assert expected(Limits(max_params=one)).most_memory == GIB + 4 * one
+
+
+@pytest.mark.parametrize(("free", "pack", "fitting"), [(8, 1, 4), (4, 1, 3), (4, 2, 1), (0, 1, 1)])
+def test_fewer_workers_where_not_all_have_room(free: int, pack: int, fitting: int) -> None:
+    told = Told()
+    assert workers_with_room(4, pack, expected(), free * GIB, told) == fitting
+    assert [note.partition(":")[0] for note in told.notes] == (
+        [] if fitting == 4 else [f"{fitting} worker{'s' * (fitting > 1)} instead of 4"]
+    )
+
+
+def test_where_nothing_is_known_all_begin() -> None:
+    told = Told()
+    assert workers_with_room(4, 1, None, GIB, told) == 4
+    assert workers_with_room(4, 1, expected(), None, told) == 4
+    assert told.notes == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_a_container_has_what_it_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_GROUP", tmp_path)
+    machine = free_memory()
+    assert machine is not None
+    assert machine > 2**20
+    (tmp_path / "memory.current").write_text("2000\n")
+    (tmp_path / "memory.max").write_text("3000\n")
+    assert free_memory() == 1000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory() != 1000
+    monkeypatch.setattr(room, "_MEMINFO", tmp_path / "none")
+    assert free_memory() is None
