@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +52,19 @@ def test_pruned_trials_are_trained_to_their_end(
     assert (again.status, again.stderr) == (0, "")
     assert len(trials(tmp_path, "night-pruned")) == 6
     line = launcher.run(*run, "--sample", 4).refusal()
-    assert line.startswith("error: --sample: 'night-pruned' trains 3 pruned trials, not 4;")
+    assert line.startswith("--sample: 'night-pruned' trains 3 pruned trials, not 4;")
     page = tmp_path / "night.html"
     launcher.run("visweep", "report", "night", *where, "-o", page)
     assert "of 3 pruned trials that were chosen" in page.read_text().replace(" ", " ")
 
 
 def test_a_study_without_pruned_trials_is_refused(
-    launcher: Any, finished_study: Path, tmp_path: Path, snapshot: Any
+    launcher: Any, tiny_search: Path, tmp_path: Path, snapshot: Any
 ) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(finished_study, folder)
-    before = snapshot(folder)
-    where = ["--storage", f"sqlite:///{folder}/studies.db"]
-    found = trials(folder, "night-run")
-    if any(trial.state == TrialState.PRUNED for trial in found):
-        pytest.skip("the search of the fixture has pruned a trial")
-    line = launcher.run("visweep", "pruned", "night-run", *where).refusal()
-    assert line == "error: STUDY: no trial of 'night-run' was pruned that could run on"
-    assert snapshot(folder) == before
+    where = ["--storage", f"sqlite:///{tmp_path}/studies.db"]
+    only = ["--trials", 1, "--train-size", 300, "--epochs", 2, "--workers", 1, "--study", "one"]
+    assert launcher.run(tiny_search, *only, *where).status == 0
+    before = snapshot(tmp_path)
+    line = launcher.run("visweep", "pruned", "one", *where).refusal()
+    assert line == "STUDY: no trial of 'one' was pruned that could run on"
+    assert snapshot(tmp_path) == before
