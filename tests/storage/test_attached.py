@@ -77,6 +77,14 @@ def files(url: str) -> list[str]:
     return sorted(p.name for p in artifact_folder(url).iterdir() if p.is_file())
 
 
+def upload_to_trial(one: Any) -> None:
+    """Attach a file to a trial that runs, and end it."""
+    lease = one.begin()
+    one.train(lease, 4)
+    upload(one, "of-trial.txt", b"of the trial", trial=one.storage.get_trial(lease.trial_id))
+    one.finish(lease)
+
+
 def upload(one: Any, name: str, content: bytes, trial: Any = None) -> str:
     """Attach a file as any program that uses Optuna does."""
     source = Path(one.folder.parents[1]) / name
@@ -234,7 +242,8 @@ def test_the_dashboard_shows_them(one: Any) -> None:
             assert served == (file.content, file.mimetype)
         # One that a person deletes there stays deleted until it is attached again.
         fetch(f"{address}/api/artifacts/{study}/{ids['report.html']}", "DELETE")
-        assert shown(one.url) == {"history.png": IMAGE.content}
+        assert len(files(one.url)) == 1
+        assert check(one.url) == []
         put(one, PAGE)
         told = json.loads(fetch(f"{address}/api/studies/{study}")[0])
         assert [a["filename"] for a in told["artifacts"]] == ["report.html"]
@@ -258,7 +267,7 @@ def moved(one: Any, folder: str, url: str | None = None, name: str | None = None
 def test_a_pack_takes_them_along(one: Any) -> None:
     put(one, PAGE, IMAGE)
     upload(one, "theirs.txt", b"theirs")
-    upload(one, "of-trial.txt", b"of the trial", trial=one.trials[0])
+    upload_to_trial(one)
     there = moved(one, "there")
     assert shown(there) == {
         "report.html": PAGE.content,
@@ -390,7 +399,7 @@ def test_they_are_deleted_with_their_study(one: Any, sweep: Any) -> None:
     other = sweep(one.url, name="other")
     put(one, PAGE, IMAGE)
     put(other, PAGE)
-    upload(one, "of-trial.txt", b"x", trial=one.trials[0])
+    upload_to_trial(one)
     one.study.add_trial(create_trial(value=0.1))
     delete_study(one.study, one.storage)
     assert shown(one.url, "other") == {"report.html": PAGE.content}
