@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import optuna
 import plotly.graph_objects as go
 import pytest
 
-from arms_studies import arms_of_report, run_of, runs_of_report, specification_of
+from arms_studies import arms_of_report, noise, run_of, runs_of_report, specification_of
 from visweep.analysis.ablation import ablation_table
 from visweep.analysis.document import Plot, Section, Table
 from visweep.analysis.figures.chart import NothingToDraw
@@ -205,6 +206,22 @@ def test_arms_without_changes_have_no_verdicts(new_study: NewStudy) -> None:
     assert verdicts_section(read(study)) is None
     assert [row[0] for row in table_in(study).rows] == ["trial 3", "trial 4"]
     assert "the highest mean is that of trial 4, 60.0 %" in plain(document(study).opening)
+
+
+def test_an_effect_far_beyond_the_others_leaves_them_readable(new_study: NewStudy) -> None:
+    arms = arms_of_report()
+    runs = [
+        run_of(arms, name, seed, 0.5 + 0.01 * noise(name, seed) - 0.4 * ("post_norm" in name))
+        for seed in range(5)
+        for name in arms
+    ]
+    study = new_study("collapsed", runs, specification=specification_of(arms))
+    figure = figure_of(verdicts_of(study))
+    low, high = figure.layout.xaxis.range
+    assert -5 < low < 0 < high < 5
+    assert all(low <= x <= high for trace in figure.data for x in trace.x)
+    (cut,) = [a.text for a in figure.layout.annotations if "←" in a.text]
+    assert re.fullmatch(r"← −(39|40|41)\.\d\spoints", cut)
 
 
 def test_names_are_escaped(new_study: NewStudy) -> None:

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from itertools import groupby
+from statistics import median
 
 import plotly.graph_objects as go
 
 from visweep import text
 from visweep.analysis.ablation import AblationRow, AblationTable
 from visweep.analysis.figures.chart import BLUE, GREY, ORANGE, TEAL, Chart, require, theme
-from visweep.analysis.measure import GAP
+from visweep.analysis.measure import GAP, points
 from visweep.analysis.statistics.verdicts import Row, Verdict
 from visweep.analysis.statistics.words import judged
 
 _ROW, _HEADING = 44, 34
 """Pixels of a row, and of a line above those of one baseline."""
+
+_FAR = 8
+"""A row that reaches so many times farther than the middle one is cut at the edge of the figure,
+and its effect is written there: else nobody could tell the others apart."""
 
 _MARKS = {
     Verdict.BETTER: {"color": TEAL, "size": 12, "symbol": "triangle-up"},
@@ -51,7 +56,9 @@ def forest(table: AblationTable) -> Chart:
         _draw_band(figure, each.row, place, low, high)
     for verdict, mark in _MARKS.items():
         own = [(e, p) for e, p in places if e.row.verdict is verdict and e.row.effect is not None]
-        figure.add_trace(_points(own, verdict, mark))
+        figure.add_trace(_points(own, verdict, mark, low, high))
+    for each, place in places:
+        _write_if_beyond(figure, each.row, place, low, high)
     figure.add_vline(x=0, line={"color": GREY, "width": 1.5})
     figure.update_layout(template=theme(dark=False), height=100 + round(-y), margin={"t": 40})
     figure.update_layout(annotationdefaults={"bgcolor": "rgba(0,0,0,0)"})
@@ -65,7 +72,8 @@ def forest(table: AblationTable) -> Chart:
         "Effects of the changes",
         f"Mean difference from the baseline over paired seeds, with its plain 95{GAP}% interval. "
         "The mark is the verdict, by the adjusted p-value alone. The shaded band is how small an "
-        "effect these seeds can show: one at its end in 4 of 5 studies, one inside it less often.",
+        "effect these seeds can show: one at its end in 4 of 5 studies, one inside it less often."
+        + _said_of_the_edge(rows, low, high),
         " ".join(f"{_plain(each)}: {judged(each.row)}." for each in table.rows),
         zoomable=False,
     )
@@ -79,11 +87,18 @@ def changed_fields(each: AblationRow) -> str:
 
 
 def _range(rows: Sequence[Row]) -> tuple[float, float]:
-    ends = [0.0]
-    for row in rows:
-        ends += row.interval or (row.effect or 0.0,)
+    spans = [row.interval or (row.effect or 0.0, row.effect or 0.0) for row in rows]
+    reach = [max(abs(low), abs(high)) for low, high in spans]
+    most = _FAR * median(reach)
+    near = [span for span, far in zip(spans, reach, strict=True) if far <= most] or spans
+    ends = [0.0, *(end for span in near for end in span)]
     margin = 0.06 * ((max(ends) - min(ends)) or 1.0)
     return min(ends) - margin, max(ends) + margin
+
+
+def _said_of_the_edge(rows: Sequence[AblationRow], low: float, high: float) -> str:
+    beyond = any(not low <= (each.row.effect or 0.0) <= high for each in rows)
+    return " An effect that lies far beyond the others is written at the edge." if beyond else ""
 
 
 def _heading(first: AblationRow) -> str:
@@ -132,11 +147,36 @@ def _draw_band(figure: go.Figure, row: Row, y: float, low: float, high: float) -
     )
 
 
+def _write_if_beyond(figure: go.Figure, row: Row, y: float, low: float, high: float) -> None:
+    if row.effect is None or low <= row.effect <= high:
+        return
+    below = row.effect < low
+    number = f"{points(row.effect)}{GAP}points"
+    figure.add_annotation(
+        x=low if below else high,
+        y=y,
+        xanchor="left" if below else "right",
+        xshift=10 if below else -10,
+        text=f"← {number}" if below else f"{number} →",
+        showarrow=False,
+        font={"size": 12},
+    )
+
+
 def _points(
-    placed: Sequence[tuple[AblationRow, float]], verdict: Verdict, mark: dict[str, object]
+    placed: Sequence[tuple[AblationRow, float]],
+    verdict: Verdict,
+    mark: dict[str, object],
+    lowest: float,
+    highest: float,
 ) -> go.Scatter:
-    effects = [each.row.effect or 0.0 for each, _ in placed]
-    intervals = [e.row.interval or (x, x) for (e, _), x in zip(placed, effects, strict=True)]
+    def shown(number: float) -> float:
+        return min(max(number, lowest), highest)
+
+    given = [each.row.effect or 0.0 for each, _ in placed]
+    spans = [e.row.interval or (x, x) for (e, _), x in zip(placed, given, strict=True)]
+    effects = [shown(effect) for effect in given]
+    intervals = [(shown(low), shown(high)) for low, high in spans]
     return go.Scatter(
         x=effects,
         y=[y for _, y in placed],
@@ -144,6 +184,7 @@ def _points(
         name=str(verdict),
         visible=bool(placed),
         marker=mark,
+        cliponaxis=False,
         error_x={
             "type": "data",
             "symmetric": False,
