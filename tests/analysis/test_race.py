@@ -66,7 +66,7 @@ def add_race(
     race.set_user_attr(RACE, begun)
     if test:
         race.set_user_attr(TEST, dict(TESTED))
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(2)
     for seed in range(1, seeds + 1):
         for name in NAMES:
             value = 0.85 - behind[name] / 100 + 0.005 * float(rng.standard_normal())
@@ -162,6 +162,15 @@ class TestTheSection:
         assert section(document(race)).blocks
         assert 'id="race"' in build_report(study)
 
+    def test_its_own_report_begins_with_it_and_shows_no_ablation(
+        self, study: optuna.Study
+    ) -> None:
+        found = document(add_race(study, BEHIND, LAST))
+        first = found.opening[0]
+        assert isinstance(first, Paragraph)
+        assert first.text.startswith("Trial 7 wins, after ")
+        assert not {"ablation", "verdicts"} & {each.anchor for each in found.sections}
+
     def test_a_study_without_a_race_has_none(self, study: optuna.Study) -> None:
         assert "race" not in [each.anchor for each in document(study).sections]
 
@@ -183,6 +192,17 @@ class TestTheSection:
         said = [block.text for block in blocks(section(document(study)), Paragraph)]
         assert any("5.8 points above that of the test images" in each for each in said)
 
+    def test_the_report_says_where_the_test_number_stands(self, sweep: optuna.Study) -> None:
+        """And does not say that there is none."""
+        assert "The test set is not part of this report." in build_report(sweep)
+        add_race(sweep, BEHIND, LAST, test=True)
+        try:
+            page = build_report(sweep)
+        finally:
+            optuna.delete_study(study_name=f"{sweep.study_name}-race", storage=sweep._storage)
+        assert "The test set is not part of this report." not in page
+        assert "What the test set says stands under Race." in page
+
     def test_every_look_has_its_rows(self, study: optuna.Study) -> None:
         race = add_race(study, BEHIND, LAST, test=True)
         found = raced(race)
@@ -190,6 +210,11 @@ class TestTheSection:
         assert {row[0] for row in looks.rows} == {str(look.seeds) for look in found.race.looks}
         dropped = {row[2]: row for row in looks.rows if row[2] != "–"}
         assert set(dropped) == {"trial 2", "trial 9"}
+        quiet = [row for row in looks.rows if row[2] == "–"]
+        assert quiet
+        for row in quiet:
+            ratio, _, threshold = row[5].split("\N{NO-BREAK SPACE}")
+            assert (float(ratio) > 1, threshold) == (True, "threshold")
         for look in found.race.looks:
             for drop in look.dropped:
                 assert dropped[drop.arm][3:5] == [drop.better, f"−{abs(drop.effect):.1f}"]

@@ -6,14 +6,18 @@ that a silent console also means that nothing was asked of the network.
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import choreographer
 import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -119,6 +123,163 @@ def test_figures_follow_the_colour_scheme(
     assert dark.console == []
     assert ink(loaded) == {"rgb(51, 59, 72)"}
     assert ink(dark) == {"rgb(213, 218, 227)"}
+
+
+# What a reader does with it: the browser is driven -----------------------------------------------
+
+
+Ask = Callable[..., Awaitable[Any]]
+EIGHT_MEGABYTES = 8 * 10**6
+
+WIDER_THAN_THE_PAGE = """
+[...document.querySelectorAll("body *")]
+  .filter(e => !e.closest("svg") && (!e.parentElement.closest(".scroll") || PRINTED))
+  .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && e.checkVisibility())
+  .map(e => e.outerHTML.slice(0, 80))
+"""
+FOCUS = """
+(() => {
+  const e = document.activeElement, style = getComputedStyle(e), box = e.getBoundingClientRect();
+  return {
+    text: e.textContent.slice(0, 40),
+    role: e.getAttribute("role") || e.tagName.toLowerCase(),
+    outline: style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth),
+    seen: box.right > 0 && box.bottom > 0 && box.left < innerWidth && box.top < innerHeight,
+  };
+})()
+"""
+DRAWN = """
+(charts => charts.length > 0 && charts.every(e => e.querySelector(".main-svg")))(
+  [...document.querySelectorAll(".chart")])
+"""
+FIGURES = """
+[...document.querySelectorAll(".chart")].map(e => ({
+  width: e.querySelector(".main-svg").getBoundingClientRect().width,
+  marks: e.querySelectorAll(".points path, .points path.point, .js-line").length,
+}))
+"""
+
+
+def drive(page: Path, visit: Callable[[Ask, Ask], Awaitable[Any]]) -> Any:
+    """What `visit` finds: it is given `ask(script)` and `command(name, **parameters)`."""
+
+    async def visited() -> Any:
+        async with choreographer.Browser(headless=True) as browser:
+            tab = await browser.create_tab(page.as_uri())
+
+            async def command(name: str, **parameters: Any) -> Any:
+                answer = await tab.send_command(name, parameters)
+                assert "error" not in answer, answer
+                return answer["result"]
+
+            async def ask(script: str) -> Any:
+                answer = await command("Runtime.evaluate", expression=script, returnByValue=True)
+                assert "exceptionDetails" not in answer, answer
+                return answer["result"].get("value")
+
+            for _ in range(300):
+                if await ask("document.readyState") == "complete" and await ask(DRAWN):
+                    break
+                await asyncio.sleep(0.1)
+            return await visit(ask, command)
+
+    return asyncio.run(visited())
+
+
+async def resize(command: Ask, width: int, height: int) -> None:
+    await command(
+        "Emulation.setDeviceMetricsOverride",
+        width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
+    )  # fmt: skip
+    await asyncio.sleep(1)
+
+
+def test_nothing_is_wider_than_a_phone(report: Path) -> None:
+    async def visit(ask: Ask, command: Ask) -> Any:
+        await resize(command, 375, 812)
+        await ask("document.querySelectorAll('details').forEach(e => { e.open = true })")
+        wide = await ask(WIDER_THAN_THE_PAGE.replace("PRINTED", "false"))
+        return await ask("document.documentElement.scrollWidth"), wide, await ask(FIGURES)
+
+    width, wide, figures = drive(report, visit)
+    assert (width, wide) == (375, [])
+    assert len(figures) == 3 + 7 + 1
+    assert all(200 < figure["width"] <= 343 for figure in figures if figure["width"] < 700)
+    assert all(figure["marks"] > 3 for figure in figures), figures
+
+
+def test_nothing_is_wider_than_a_printed_page(report: Path) -> None:
+    async def visit(ask: Ask, command: Ask) -> Any:
+        await command("Emulation.setEmulatedMedia", media="print")
+        await resize(command, 688, 970)  # A4 within its margins
+        await ask("dispatchEvent(new Event('beforeprint'))")
+        await asyncio.sleep(1)
+        return (
+            await ask(WIDER_THAN_THE_PAGE.replace("PRINTED", "true")),
+            await ask("[...document.querySelectorAll('details')].every(e => e.open)"),
+            await ask("getComputedStyle(document.querySelector('nav')).display"),
+            await ask(FIGURES),
+        )
+
+    wide, unfolded, navigation, figures = drive(report, visit)
+    assert wide == []
+    assert unfolded
+    assert navigation == "none"
+    assert all(0 < figure["width"] <= 688 for figure in figures)
+
+
+def test_a_keyboard_is_enough(report: Path) -> None:
+    async def visit(ask: Ask, command: Ask) -> Any:
+        async def press(key: str, code: int) -> None:
+            for kind in ("rawKeyDown", "keyUp"):
+                await command(
+                    "Input.dispatchKeyEvent", type=kind, key=key, code=key,
+                    windowsVirtualKeyCode=code,
+                )  # fmt: skip
+
+        calm = {"name": "prefers-reduced-motion", "value": "reduce"}
+        await command("Emulation.setEmulatedMedia", features=[calm])
+        await resize(command, 375, 812)
+        stops = []
+        for _ in range(60):
+            await press("Tab", 9)
+            await asyncio.sleep(0.05)
+            stops.append(await ask(FOCUS))
+            if stops[-1]["role"] == "region" and len(stops) > 20:
+                break
+        region = "document.activeElement"
+        assert await ask(f"{region}.scrollWidth > {region}.clientWidth"), stops[-1]
+        for _ in range(3):
+            await press("ArrowRight", 39)
+        await asyncio.sleep(1)
+        return stops, await ask(f"{region}.scrollLeft")
+
+    stops, scrolled = drive(report, visit)
+    assert stops[0]["text"] == "Skip to the content"
+    assert [stop["text"] for stop in stops[1:3]] == ["Best configuration", "History"]
+    assert all(stop["outline"] >= 2 and stop["seen"] for stop in stops), stops
+    assert scrolled > 20
+
+
+def test_headings_and_landmarks_are_in_order(report: Path) -> None:
+    async def visit(ask: Ask, command: Ask) -> Any:
+        headings = "[...document.querySelectorAll('h1,h2,h3,h4')].map(e => +e.tagName[1])"
+        landmarks = "[...document.body.children].map(e => e.tagName)"
+        return await ask(headings), await ask(landmarks)
+
+    headings, landmarks = drive(report, visit)
+    assert headings[0] == 1
+    assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(headings))
+    kept = [name for name in landmarks if name in ("HEADER", "NAV", "MAIN", "FOOTER")]
+    assert kept == ["HEADER", "NAV", "MAIN", "FOOTER"]
+
+
+def test_it_is_small_and_asks_nothing_of_the_network(report: Path) -> None:
+    async def visit(ask: Ask, command: Ask) -> Any:
+        return await ask("performance.getEntriesByType('resource').map(e => e.name)")
+
+    assert [name for name in drive(report, visit) if not name.startswith("data:")] == []
+    assert report.stat().st_size < EIGHT_MEGABYTES
 
 
 def test_it_prints(report: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def said(function):
         assert not e.code, e.code
     return file.getvalue()
 
-COMMANDS = "status report trials stop resume worker delete train export predict"
+COMMANDS = "status report trials stop resume worker delete train export predict shift"
 for command in COMMANDS.split():
     shown = said(lambda: call(app, [command, "--help"]))
     assert "such as" in shown, shown

@@ -215,6 +215,7 @@ class TestARace:
 
 
 class TestGoingOn:
+    @pytest.mark.slow
     def test_killed_again_and_again_it_decides_the_same(
         self, races: Any, decided: Races, wait_for: Any
     ) -> None:
@@ -238,12 +239,16 @@ class TestGoingOn:
         assert here.raced().race == decided.raced().race
         assert here.raced().test == decided.raced().test
 
-    def test_two_workers_decide_the_same(self, races: Any, decided: Races) -> None:
+    @pytest.mark.slow
+    def test_two_workers_train_the_same(self, races: Any, decided: Races) -> None:
+        """Two looks are enough to see that they go on from one to the next together."""
         here = races()
-        here.run("--top", 3, "--seeds", "3..10", workers=2)
-        assert here.values() == decided.values()
-        assert here.raced().race == decided.raced().race
+        here.run("--top", 3, "--seeds", "2..3", workers=2)
+        alone = decided.values()
+        assert here.values() == {key: alone[key] for key in alone if key[1] <= 3}
+        assert [look.seeds for look in here.raced().race.looks] == [2, 3]
 
+    @pytest.mark.slow
     def test_two_commands_at_once_share_one_race(self, races: Any, decided: Races) -> None:
         here = races()
         both = [here.start("--top", 3, "--seeds", "3..10") for _ in range(2)]
@@ -254,6 +259,7 @@ class TestGoingOn:
         assert len(here.trials()) == len(decided.trials())
         assert here.raced().test == decided.raced().test
 
+    @pytest.mark.slow
     def test_ctrl_c_says_how_to_go_on(self, races: Any, decided: Races, wait_for: Any) -> None:
         here = races()
         process = here.start("--top", 3, "--seeds", "3..10")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
@@ -143,6 +145,17 @@ def test_reading_takes_no_lock(storage: Storage, trial_id: int, file: Path) -> N
         # Committed: one reading transaction keeps its view, the next one sees it.
         assert reading.execute(sa.text("SELECT number FROM trials")).scalar() == 0
         assert storage.get_trial(trial_id).number == 7
+
+
+def test_a_finished_trial_is_refused_at_once(storage: Storage, trial_id: int) -> None:
+    """Optuna reads the trial again to say so, while it holds the lock of the write."""
+    storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [0.5])
+    begin = time.monotonic()
+    for write in (storage.set_trial_system_attr, storage.set_trial_user_attr):
+        with pytest.raises(UpdateFinishedTrialError):
+            write(trial_id, "key", "value")
+    assert time.monotonic() - begin < 10
+    storage.set_study_user_attr(1, "key", "value")
 
 
 def test_a_writing_transaction_excludes_other_writers(storage: Storage, file: Path) -> None:

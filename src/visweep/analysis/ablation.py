@@ -17,7 +17,6 @@ from optuna.trial import FrozenTrial, TrialState
 from visweep.analysis.overview import attribute
 from visweep.analysis.statistics.comparison import Comparison, NoResult
 from visweep.analysis.statistics.verdicts import Row, Verdicts, judge
-from visweep.config import to_json
 from visweep.storage.replicates import seeds_of
 from visweep.storage.specification import ARM, SEED, Arm, Specification
 
@@ -145,24 +144,13 @@ def ablation_table(
         AblationRow(
             changed=each,
             baseline=(baseline := results[str(each.arm.against)]),
-            fields=differences(each.arm, baseline.arm),
+            fields=each.arm.differences(baseline.arm),
             row=row,
         )
         for each, row in zip(changes, verdicts.rows, strict=True)
     )
     seeds = sorted({seed for each in results.values() for seed in each.accuracy})
     return AblationTable(tuple(results.values()), rows, verdicts, tuple(seeds))
-
-
-def differences(arm: Arm, baseline: Arm) -> dict[str, tuple[Any, Any]]:
-    """The fields in which an arm differs from a baseline: what stands there, and what here."""
-    found = {}
-    for before, after in ((baseline.model, arm.model), (baseline.train, arm.train)):
-        for name in {**to_json(before), **to_json(after)}:
-            pair = getattr(before, name, None), getattr(after, name, None)
-            if pair[0] != pair[1]:
-                found[name] = pair
-    return found
 
 
 def _results(name: str, arm: Arm, trials: Sequence[FrozenTrial]) -> ArmResults:

@@ -29,6 +29,7 @@ from visweep.analysis.sections.environment import environment_section
 from visweep.analysis.sections.importance import importance_section
 from visweep.analysis.sections.opening import circumstances, opening
 from visweep.analysis.sections.race import race_section
+from visweep.analysis.sections.shift import shift_section
 from visweep.analysis.sections.specification import specification_section
 from visweep.analysis.sections.trials import trials_section
 from visweep.analysis.sections.verdicts import ablation_section, verdicts_section
@@ -55,6 +56,7 @@ SECTIONS: tuple[MakeSection, ...] = (
     curves_section,
     _of_searches(parallel_section),
     _of_searches(slices_section),
+    shift_section,
     _of_searches(importance_section),
     budget_section,
     trials_section,

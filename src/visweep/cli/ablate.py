@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from visweep.cli.companions import Source, companion, source_of
 from visweep.cli.join import Local
+from visweep.cli.studies import opened
 from visweep.cli.sweep import train_all
 from visweep.errors import UsageError, unknown_name
-from visweep.search.arms import Change, changed
+from visweep.search.arms import MOST_SEEDS, Change, changed
 from visweep.search.neighbours import neighbours
+from visweep.search.study import specification_of
+from visweep.storage.specification import SPECIFICATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +38,19 @@ def ablate(wanted: Wanted) -> int:
     """
     if wanted.to not in CHANGES:
         raise unknown_name("--to", wanted.to, CHANGES)
+    if wanted.seeds > MOST_SEEDS:
+        raise UsageError(f"--seeds: {wanted.seeds} is not accepted; accepted: 1 to {MOST_SEEDS}")
     source = source_of(wanted.study, wanted.local)
-    winner = source.chosen(wanted.trial)
+    kind = {"baseline": "ablation"}.get(wanted.to, wanted.to)
+    winner = source.chosen(_begun_with(wanted, kind) if wanted.trial is None else wanted.trial)
     changes = CHANGES[wanted.to](source, winner.params)
     name = f"trial {winner.number}"
-    if not changes:
+    if not changes and wanted.to == "baseline":
         raise UsageError(f"--to: {name} is the baseline itself; accepted here: neighbours")
+    if not changes:
+        raise UsageError(f"--to: no parameter of {name} has another value in the space")
     baseline = source.arm(winner)
     arms = {name: baseline, **changed(name, baseline, changes)}
-    kind = {"baseline": "ablation"}.get(wanted.to, wanted.to)
     prepared = companion(
         source,
         kind,
@@ -53,6 +61,23 @@ def ablate(wanted: Wanted) -> int:
         name=wanted.name,
     )
     return train_all(prepared, wanted.dry_run)
+
+
+def _begun_with(wanted: Wanted, kind: str) -> int | None:
+    """The trial whose ablation has begun already, so that seeds are added to it though the search
+    may have gone on; None where none has."""
+    import optuna
+
+    name = wanted.name or f"{wanted.study}-{kind}"
+    with opened(wanted.local.storage, wanted.study) as (_, storage):
+        if name not in optuna.get_all_study_names(storage):
+            return None
+        study = optuna.load_study(study_name=name, storage=storage)
+        if SPECIFICATION not in study.user_attrs:
+            return None
+        first = next(iter(specification_of(study).arms), "")
+    found = re.fullmatch(r"trial (\d+)", first)
+    return int(found[1]) if found else None
 
 
 def _to_baseline(source: Source, point: Change) -> list[Change]:

@@ -14,7 +14,7 @@ from visweep.cli.prepare import Prepared, require_storage
 from visweep.cli.sweep import Asked, train_all, with_options
 from visweep.config import DataConfig
 from visweep.errors import UsageError
-from visweep.search.arms import Ablation, arms_specification
+from visweep.search.arms import MOST_SEEDS, Ablation, arms_specification
 from visweep.search.seeds import replica_seeds
 from visweep.training.resolve import device_name, precision_on, require_batch
 
@@ -112,6 +112,8 @@ def prepare_ablation(recipe: Ablation, asked: AblationOptions) -> Prepared:
     Raises:
         UsageError: an option is bad.
     """
+    if asked.seeds > MOST_SEEDS:
+        raise UsageError(f"--seeds: {asked.seeds} is not accepted; accepted: 1 to {MOST_SEEDS}")
     if asked.study is not None and not asked.study.strip():
         raise UsageError("--study: the name is empty; accepted: any other name")
     require_storage(asked.storage)

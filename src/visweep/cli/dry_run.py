@@ -39,7 +39,7 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
     done = _finished(asked.storage, prepared.name)
     left = max(0, asked.trials - done)
     device = torch.device(prepared.device)
-    data = to_device(prepared.dataset, device, specification.train.translate)
+    data = to_device(prepared.dataset, device, specification.most_translation)
     for line in (
         _extent(prepared.name, asked.trials, done, left),
         _images(prepared.dataset),

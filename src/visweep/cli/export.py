@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,12 +22,8 @@ from visweep.training import onnx_file
 from visweep.training.classifier import Classifier, Preprocessing
 from visweep.training.exported import Exported
 from visweep.training.passes import Member
-from visweep.training.trained import CPU, Trained
+from visweep.training.trained import CPU, Trained, allowed_change
 
-ROUNDING = 0.02
-"""So far may the accuracy of an export be from that of the training, in any case: what was
-evaluated in bfloat16 is exported in float32, and images that a model is undecided about change
-sides. Of few images, and with a poor model, chance moves more: two standard errors are allowed."""
 _CHECKED = 66
 """Images that torch and onnxruntime must agree on: batches of 1, 2, … 11."""
 
@@ -135,9 +130,7 @@ def _examples(dataset: Dataset) -> torch.Tensor:
 
 def _require_accuracy(facts: Facts) -> None:
     """See that it is the model that was trained: other weights, or pixels, show at once."""
-    n = facts.val_images
-    allowed = max(2.0, ROUNDING * n, 2 * math.sqrt(n * facts.then * (1 - facts.then)))
-    if abs(facts.now - facts.then) * n > allowed:
+    if abs(facts.now - facts.then) > allowed_change(facts.then, facts.val_images):
         raise ExportError(
             f"trial {facts.chosen.trial.number}: what would be exported has a validation accuracy "
             f"of {text.percent(facts.now)}, and the trained model had "

@@ -173,15 +173,16 @@ def _attach(
         for name, image in (made.images or {}).items()
         if Path(name).suffix.removeprefix(".") in _ATTACHED
     ]
-    attached.attach(storage, study._study_id, place, files, _note(contents))
+    attached.attach(storage, study._study_id, place, files, _note(contents, made))
     if made.undrawn is not None:
         yield f"the figures are attached within the page only: {made.undrawn}"
     yield f"attached {text.plural(len(files), 'file')} and a note to {study.study_name}"
     yield _how_to_see(place, storage)
 
 
-def _note(contents: Document) -> str:
-    what = f"The page itself is attached as {_PAGE}, and its figures as images."
+def _note(contents: Document, made: _Made) -> str:
+    figures_too = ", and its figures as images" if made.images else ""
+    what = f"The page itself is attached as {_PAGE}{figures_too}."
     return f"{to_markdown(contents, folded=False)}\n{what}\n"
 
 

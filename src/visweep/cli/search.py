@@ -237,7 +237,7 @@ def _workers(
     wanted = means.workers or _suitable(opened, means, view)
     maker = TrainerMaker(
         images=means.dataset,
-        margin=opened.specification.train.translate,
+        margin=opened.specification.most_translation,
         device=means.device,
         threads=pinned_threads(opened, wanted, means.device),
     )

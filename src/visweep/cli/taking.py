@@ -10,7 +10,7 @@ from visweep.cli import options as opt
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (export, predict):
+    for command in (export, predict, shift):
         app.command()(command)
 
 
@@ -69,6 +69,40 @@ def export(
             output=output,
             checkpoint=checkpoint,
             data_dir=data_dir,
+            storage=storage,
+            artifacts=artifacts,
+        ),
+    )
+
+
+def shift(
+    study: opt.Study,
+    trial: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--trial",
+            metavar="N",
+            min=0,
+            help="Which trial, such as 7; may be repeated. Its weights must have been kept. "
+            "[default: the best; where arms are compared, the best of each that others are a "
+            "change of]",
+        ),
+    ] = None,
+    data_dir: opt.DataDir = None,
+    device: opt.Device = "auto",
+    storage: opt.Storage = None,
+    artifacts: opt.Artifacts = None,
+) -> None:
+    """Measure what shifted images do to trained models: accuracy, and each layer's features."""
+    from visweep.cli.shift import Wanted, shift
+
+    shift(
+        opt.console(),
+        Wanted(
+            study=study,
+            trials=tuple(trial or ()),
+            data_dir=data_dir,
+            device=device,
             storage=storage,
             artifacts=artifacts,
         ),

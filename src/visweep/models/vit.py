@@ -62,8 +62,11 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
         K, B, T, D = x.shape
         qkv = self.qkv(x.flatten(1, 2)).view(K, B, T, 3 * D)
-        mixed = [heads(qkv[heads.rows], draws) for heads in self.heads]
-        all_ = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+        if len(self.heads) == 1:
+            # Not a slice of all rows, whose backward pass would copy the gradient.
+            all_ = self.heads[0](qkv, draws)
+        else:
+            all_ = torch.cat([heads(qkv[heads.rows], draws) for heads in self.heads])
         out: Tensor = self.proj_drop(self.proj(all_.reshape(K, B * T, D)), draws)
         return out.view(x.shape)
 

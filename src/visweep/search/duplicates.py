@@ -130,7 +130,8 @@ class _Proposer:
             return Proposal(parameters)
         alike = self._alike(parameters)
         note = ""
-        if alike and self.spec.duplicates == "skip":
+        # Which point is next has been looked for already, where there are arms.
+        if alike and self.spec.duplicates == "skip" and not self.spec.arms:
             other = self._another()
             if other is None and self.keep_to:
                 raise _NothingLeft
@@ -264,7 +265,10 @@ class _Proposer:
     def _begun(self) -> Iterable[FrozenTrial]:
         names = set(self.spec.space)
         for trial in self.opened.trials():
-            if trial.state != TrialState.FAIL and set(trial.params) == names:
+            if trial.state == TrialState.FAIL or set(trial.params) != names:
+                continue
+            # An arm is to have each seed itself, whatever seeds its replicates had.
+            if not (self.spec.arms and seeds_of(trial)):
                 yield trial
 
     def _is_enqueued(self, trial: FrozenTrial) -> bool:

@@ -384,7 +384,7 @@ class _TrialRun:
         self, state: TrialState, value: float | None, ended: str, attributes: Mapping[str, Any]
     ) -> None:
         """End the trial, complete in every respect; the lease is given back with that."""
-        said = {**attributes, "ended": ended, **self._whereabouts()}
+        said = {**attributes, **self._change(), "ended": ended, **self._whereabouts()}
         self.opened.slots.finish(self.lease, state, value, said)
         self.state, self.ended = state, ended
 
@@ -410,6 +410,14 @@ class _TrialRun:
         """What a pruned trial came to, as `study.tell` has it."""
         last = self.curve.get(max(self.curve, default=0))
         return last if last is not None and isfinite(last) else None
+
+    def _change(self) -> dict[str, Any]:
+        """What this arm changes, for whoever reads the trial with other tools."""
+        arm = self.spec.arms.get(self.parameters.get(ARM, ""))
+        if arm is None or arm.against is None:
+            return {}
+        fields = arm.differences(self.spec.arms[arm.against])
+        return {"against": arm.against, "change": {name: list(v) for name, v in fields.items()}}
 
     def _whereabouts(self) -> dict[str, Any]:
         return {"device": self.worker.trainer.device, "provenance": self.worker.provenance}

@@ -127,10 +127,9 @@ def missing(study: StudyRows, place: Place) -> list[tuple[str, str]]:
     return [(key, name) for key, name in found.items() if not place.fetch(key).is_file()]
 
 
-def forget_missing(connection: sa.Connection, place: Place, study: str, key: str) -> None:
-    """Say no more that a file is attached to a study, unless it is there by now."""
-    if not place.fetch(key).is_file():
-        _forget(connection, id_of(connection, study), key)
+def forget(connection: sa.Connection, study: str, key: str) -> None:
+    """Say no more that a file is attached to a study."""
+    _forget(connection, id_of(connection, study), key)
 
 
 def _forget(connection: sa.Connection, study_id: int, key: str) -> None:

@@ -207,11 +207,17 @@ class Storage(RDBStorage):
         Raises:
             StorageError: the database is damaged or unreachable.
         """
+        # Optuna reads a trial that it may not change, to say so, while it holds the write lock;
+        # a second connection that wanted it, too, would wait for itself.
+        before = getattr(self._intent, "write", False)
+        self._intent.write = False
         try:
             with self.engine.connect() as connection:
                 yield connection
         except DBAPIError as e:
             raise StorageError(describe(e, self.engine.url)) from e
+        finally:
+            self._intent.write = before
 
     @patient
     def set_study_attributes_once(self, study_id: int, attributes: Mapping[str, Any]) -> bool:

@@ -177,7 +177,7 @@ def _detached(study: StudyRows, place: Place) -> Iterator[Finding]:
             f"study {study.name!r}: {name} is attached to it, and the file is missing",
             "said no more to be attached",
             wrong=False,
-            mend=partial(attached.forget_missing, place=place, study=study.name, key=key),
+            mend=partial(attached.forget, study=study.name, key=key),
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from optuna.distributions import (
     BaseDistribution,
+    CategoricalDistribution,
     IntDistribution,
     distribution_to_json,
     json_to_distribution,
@@ -82,6 +83,16 @@ class Arm:
         described = {"model": to_json(self.model), "train": to_json(self.train)}
         return {**described, "against": self.against}
 
+    def differences(self, other: Arm) -> dict[str, tuple[Any, Any]]:
+        """The fields in which this arm differs from another: what stands there, and what here."""
+        found = {}
+        for there, here in ((other.model, self.model), (other.train, self.train)):
+            for name in {**to_json(there), **to_json(here)}:
+                pair = getattr(there, name, None), getattr(here, name, None)
+                if pair[0] != pair[1]:
+                    found[name] = pair
+        return found
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Arm:
         """The arm that `to_json` wrote."""
@@ -134,6 +145,17 @@ class Specification:
             raise unknown_name(ARM, str(name), self.arms)
         arm = self.arms[name]
         return arm.model, arm.train.replace(seeds=(parameters[SEED],))
+
+    @property
+    def most_translation(self) -> int:
+        """By how many pixels an image may be moved, in any trial."""
+        values = [self.train.translate, *(arm.train.translate for arm in self.arms.values())]
+        distribution = self.space.get("translate")
+        if isinstance(distribution, CategoricalDistribution):
+            values += [int(choice) for choice in distribution.choices]  # type: ignore[arg-type]
+        elif isinstance(distribution, IntDistribution):
+            values.append(distribution.high)
+        return max(values)
 
     def in_precision(self, precision: Precision) -> Specification:
         """The same, trained in this number format."""

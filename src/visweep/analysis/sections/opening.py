@@ -20,8 +20,10 @@ from visweep.analysis.overview import (
     value_of,
 )
 from visweep.analysis.sections.cells import per_seed
+from visweep.analysis.sections.race import race_lead
 from visweep.analysis.sections.replicates import said_of
 from visweep.analysis.sections.verdicts import arm_tiles, table_of, tally
+from visweep.storage.specification import TEST
 
 
 def circumstances(overview: Overview) -> list[str]:
@@ -65,7 +67,7 @@ def opening(overview: Overview) -> list[Block]:
     """The result, the numbers that matter, and how far the study has come."""
     table = table_of(overview)
     if table is not None:
-        lead = tally(table) if table.rows else _result_of_arms(table)
+        lead = race_lead(overview) or (tally(table) if table.rows else _result_of_arms(table))
         tiles = [*arm_tiles(table), _trials_tile(overview)]
         return [Paragraph(lead, role="lead"), Tiles(tiles), Paragraph(_progress(overview)[0])]
     paragraphs = [
@@ -144,8 +146,15 @@ def _words_of_caution(overview: Overview) -> str:
         return f"Read the number with care: it is {runs}, and {chosen}."
     return (
         f"Read the difference with care: it compares {runs} with {runs}, and {chosen}. "
-        "It is no claim of significance. The test set is not part of this report."
+        f"It is no claim of significance. {_of_the_test_set(overview)}"
     )
+
+
+def _of_the_test_set(overview: Overview) -> str:
+    race = overview.companions.get("race", overview)
+    if TEST in race.attributes:
+        return "What the test set says stands under Race."
+    return "The test set is not part of this report."
 
 
 def _seeds(trial: FrozenTrial | None) -> int:

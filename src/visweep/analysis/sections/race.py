@@ -32,11 +32,23 @@ from visweep.storage.specification import RACE, Specification
 def race_section(overview: Overview) -> Section | None:
     """The race of this study, or this race; nothing where there is none."""
     own = overview if RACE in overview.attributes else overview.companions.get("race")
-    if own is None or RACE not in own.attributes:
+    raced = None if own is None else _raced(own)
+    if own is None or raced is None:
         return None
-    specification = Specification.from_stored(own.specification)
-    raced = read_race(own.attributes, specification, own.trials)
     return Section("race", "Race", list(_blocks(own, raced)))
+
+
+def race_lead(overview: Overview) -> str:
+    """What a study that races has come to, as its report begins; empty where it does not race."""
+    raced = _raced(overview)
+    return "" if raced is None else capital(words.outcome(raced))
+
+
+def _raced(overview: Overview) -> Raced | None:
+    if RACE not in overview.attributes:
+        return None
+    specification = Specification.from_stored(overview.specification)
+    return read_race(overview.attributes, specification, overview.trials)
 
 
 def _blocks(own: Overview, raced: Raced) -> Iterator[Block]:
@@ -88,7 +100,7 @@ def _arms(own: Overview, raced: Raced) -> Table:
     chosen = [place for place, arm in enumerate(raced.arms) if arm == raced.chosen]
     return Table(
         "The leaders of the search, trained with new seeds: validation accuracy",
-        ["configuration of", "in the search", "in the race (95 %)", "seeds", ""],
+        ["configuration of", "in the search", _unbroken("in the race (95 %)"), "seeds", "outcome"],
         rows,
         numeric=frozenset({1, 2, 3}),
         marked=frozenset(chosen),
@@ -114,7 +126,14 @@ def _rows(look: Look) -> Iterator[list[str]]:
     for arm in look.withdrawn:
         yield [str(look.seeds), left, arm, "most runs without result", *([MISSING] * 3)]
     if not (look.dropped or look.withdrawn):
-        yield [str(look.seeds), left, *([MISSING] * 5)]
+        yield [str(look.seeds), left, *([MISSING] * 3), _closest(look), MISSING]
+
+
+def _closest(look: Look) -> str:
+    """How far the nearest pair was from telling its worse arm."""
+    if look.closest is None:
+        return MISSING
+    return f"{look.closest:.2g}{GAP}×{GAP}threshold"
 
 
 def _missing(raced: Raced) -> Iterator[str]:

@@ -26,7 +26,7 @@ from visweep.analysis.statistics.words import (
     needed,
     of_other_images,
 )
-from visweep.storage.specification import Specification
+from visweep.storage.specification import RACE, Specification
 
 _MOST_TILES = 2
 _TITLES = {
@@ -95,7 +95,8 @@ def arm_tiles(table: AblationTable) -> list[Tile]:
 
 
 def _tables(overview: Overview) -> Iterator[tuple[str, AblationTable]]:
-    own = table_of(overview)
+    # A race changes nothing, and has a section of its own.
+    own = None if RACE in overview.attributes else table_of(overview)
     if own is not None:
         yield "", own
     for kind, title in _TITLES.items():

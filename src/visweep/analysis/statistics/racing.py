@@ -11,7 +11,8 @@ good nobody wins. It takes two divisions of the 5 %: equally over all pairs of a
 arm dropped does not make it easier for the others), and each pair's part over its looks, by
 `spending`, which accounts for looking again and again. Comparing with the leader only would need
 the same: who leads is itself decided by the data. Normal differences are assumed, equal scatter of
-the arms is not.
+the arms is not. Best is meant on these validation images, whatever seed is trained with; how far
+other images could differ, seeds cannot tell.
 
 Whatever was decided depends on the results alone, so that everyone who has them, in whatever order
 they came, decides the same. O. Maron and A. Moore (1994), Hoeffding races, NeurIPS 6, has the
