@@ -203,7 +203,7 @@ def test_nothing_is_wider_than_a_phone(report: Path) -> None:
 
     width, wide, figures = drive(report, visit)
     assert (width, wide) == (375, [])
-    assert len(figures) == 3 + 7 + 1
+    assert len(figures) == 3 + 7 + 2
     assert all(200 < figure["width"] <= 343 for figure in figures if figure["width"] < 700)
     assert all(figure["marks"] > 3 for figure in figures), figures
 

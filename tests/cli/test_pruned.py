@@ -55,7 +55,8 @@ def test_pruned_trials_are_trained_to_their_end(
     assert line.startswith("--sample: 'night-pruned' trains 3 pruned trials, not 4;")
     page = tmp_path / "night.html"
     launcher.run("visweep", "report", "night", *where, "-o", page)
-    assert "of 3 pruned trials that were chosen" in page.read_text().replace(" ", " ")
+    written = page.read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    assert "3 of 3 pruned trials that were chosen have been trained to the end" in written
 
 
 def test_a_study_without_pruned_trials_is_refused(

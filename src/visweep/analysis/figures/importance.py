@@ -12,7 +12,7 @@ from visweep.analysis.importance import Importances, Shares
 from visweep.analysis.measure import GAP
 
 PED_ANOVA, FANOVA = "PED-ANOVA", "fANOVA"
-_PALE = 0.35
+_PALE_BLUE, _PALE_ORANGE = "rgba(59, 130, 246, 0.4)", "rgba(232, 113, 10, 0.4)"
 
 
 def importance(found: Importances, caption: str, completed: Importances | None = None) -> Chart:
@@ -24,18 +24,18 @@ def importance(found: Importances, caption: str, completed: Importances | None =
         completed: of the completed trials only, as paler bars.
     """
     names = found.names
-    series = [(PED_ANOVA, found.ped_anova, BLUE, 1.0), (FANOVA, found.fanova, ORANGE, 1.0)]
+    series = [(PED_ANOVA, found.ped_anova, BLUE), (FANOVA, found.fanova, ORANGE)]
     if completed is not None:
         alone = "completed trials only"
         series += [
-            (f"{PED_ANOVA}, {alone}", completed.ped_anova, BLUE, _PALE),
-            (f"{FANOVA}, {alone}", completed.fanova, ORANGE, _PALE),
+            (f"{PED_ANOVA}, {alone}", completed.ped_anova, _PALE_BLUE),
+            (f"{FANOVA}, {alone}", completed.fanova, _PALE_ORANGE),
         ]
     drawn = [each for each in series if each[1]]
     figure = go.Figure()
     # Plotly draws the last bar of a group on top, and the last group.
-    for name, shares, color, opacity in reversed(drawn):
-        figure.add_trace(_bars(names, shares, name, color, opacity))
+    for name, shares, color in reversed(drawn):
+        figure.add_trace(_bars(names, shares, name, color))
     figure.update_layout(
         template=theme(dark=False),
         height=110 + len(names) * (16 + 15 * len(drawn)),
@@ -54,7 +54,7 @@ def share_text(share: float) -> str:
     return f"{100 * share:.0f}{GAP}%" if share >= 0.01 else f"< 1{GAP}%"
 
 
-def _bars(names: Sequence[str], shares: Shares, series: str, color: str, opacity: float) -> go.Bar:
+def _bars(names: Sequence[str], shares: Shares, series: str, color: str) -> go.Bar:
     lowest_first = [name for name in reversed(names) if name in shares]
     return go.Bar(
         x=[round(100 * shares[name], 2) for name in lowest_first],
@@ -65,7 +65,7 @@ def _bars(names: Sequence[str], shares: Shares, series: str, color: str, opacity
         textposition="outside",
         textangle=0,
         cliponaxis=False,
-        marker={"color": color, "opacity": opacity},
+        marker={"color": color},
         hoverinfo="skip",
     )
 
