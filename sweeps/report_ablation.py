@@ -3,7 +3,7 @@
 python sweeps/report_ablation.py --seeds 5
 """
 
-from visweep import Ablation, ConvNetConfig, ViTConfig, run
+from visweep import Ablation, ConvNetConfig, TrainConfig, ViTConfig, run
 
 REPORT = Ablation(
     name="report-ablation",
@@ -28,6 +28,8 @@ REPORT = Ablation(
             {"num_heads": 8},
         ],
     },
+    # The report wondered why training accuracy was lower than validation accuracy.
+    train=TrainConfig(train_curves=True),
 )
 
 if __name__ == "__main__":
