@@ -18,9 +18,9 @@ from visweep import Ablation, ConvNetConfig, TrainConfig, ViTConfig, run
 
 TABLE = Ablation(
     name="table",
-    image_size=32,
+    image_size=16,
     baselines={
-        "vit": ViTConfig(patch_size=16, embed_dim=16, depth=1, num_heads=2),
+        "vit": ViTConfig(patch_size=4, embed_dim=8, depth=1, num_heads=2),
         "convnet": ConvNetConfig(widths=(4, 8), depths=(1, 1)),
     },
     changes={"vit": [{"depth": 2}], "convnet": [{"block": "late_relu"}]},
