@@ -125,8 +125,8 @@ TrainCurves = Annotated[
         rich_help_panel=TRAINING,
         help="Measure training accuracy after each epoch, without and with the random translation "
         "and flip of training, for the learning curves of the report. It changes nothing of what "
-        "is trained, and costs two more evaluations an epoch: 11 % (ViT) or 15 % (ConvNet) more "
-        "time with the default images on a CPU.",
+        "is trained, and costs two more evaluations an epoch: about a tenth more time with the "
+        "default images on a CPU.",
     ),
 ]
 Device = Annotated[
