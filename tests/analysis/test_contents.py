@@ -7,6 +7,7 @@ import io
 
 import optuna
 import plotly.graph_objects as go
+import pytest
 
 from visweep.analysis.comma_separated import to_csv
 from visweep.analysis.contents import figures, tables
@@ -54,6 +55,26 @@ def test_every_name_is_a_file_of_its_own(sweep: optuna.Study) -> None:
     for names in (list(figures(contents)), list(tables(contents))):
         assert len({name.lower() for name in names}) == len(names) > 8
         assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") for name in names)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "-2 (x)+1", "--", "\t=1", "-cmd", "−1|x"],
+)
+def test_no_cell_is_a_formula(text: str) -> None:
+    written = list(csv.reader(io.StringIO(to_csv(Table("t", ["name", text], [[text, "5"]])))))
+    plain = text.replace("−", "-")
+    assert written == [["name", f"'{plain}"], [f"'{plain}", "5"]]
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["-0.2", "+1,234", "-1.5e-05", "+2.1 %", "-2.1 (-3.0 to -1.2)", "-0.3 points", "-inf", "a=b"],
+)
+def test_a_number_stays_one(number: str) -> None:
+    rows = [[number], [number.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")]]
+    written = list(csv.reader(io.StringIO(to_csv(Table("t", ["name"], rows)))))
+    assert written[1:] == [[number], [number]]
 
 
 def test_a_table_as_csv() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 import optuna
@@ -216,15 +217,49 @@ def test_a_logarithmic_range_is_read_as_such() -> None:
 
 
 def test_conditional_parameters_are_read_by_the_one_method_that_can() -> None:
-    first = {"x": FloatDistribution(0, 1)}
-    second: dict[str, BaseDistribution] = {**first, "y": IntDistribution(1, 100, log=True)}
-    trials = [
-        trial_of(i, {"x": i / 40, **({"y": 1 + i} if i % 2 else {})}, {8: i / 40}, False, space)
-        for i, space in enumerate([first, second] * 20)
-    ]
-    found = importances(completed_only(trials, ACCURACY), deals=0)
+    found = importances(completed_only(conditional(["x", "z"]), ACCURACY), deals=0)
+    assert set(found.ped_anova) == {"x", "y", "z"}
+    assert set(found.fanova) == {"x", "z"}
+    assert found.unread == ["y"]
+
+
+def test_a_share_of_a_single_parameter_is_none() -> None:
+    found = importances(completed_only(conditional(["x"]), ACCURACY), deals=0)
     assert set(found.ped_anova) == {"x", "y"}
-    assert set(found.fanova) == {"x"}
+    assert (found.fanova, found.explained) == ({}, None)
+
+
+def conditional(everywhere: list[str]) -> list[FrozenTrial]:
+    """Trials with some parameters, of which every other one has `y` besides."""
+    generator = np.random.default_rng(0)
+    space: dict[str, BaseDistribution] = {name: FloatDistribution(0, 1) for name in everywhere}
+    more: dict[str, BaseDistribution] = {**space, "y": IntDistribution(1, 100, log=True)}
+    trials = []
+    for number in range(40):
+        params: dict[str, object] = {name: float(generator.random()) for name in everywhere}
+        curve = {RUNG: number / 50, EPOCHS: number / 40}
+        if number % 2:
+            params["y"] = 1 + number
+        own = more if number % 2 else space
+        trials.append(trial_of(number, params, curve, False, own))
+    return trials
+
+
+@pytest.mark.parametrize(
+    ("everywhere", "remark", "method"),
+    [
+        (["x", "z"], "over one range: it leaves out y.", "two of Optuna's evaluators"),
+        (["x"], "there are fewer than two, so that it says nothing here", "one of Optuna's, on"),
+    ],
+)
+def test_the_page_compares_the_methods_only_where_both_read_all(
+    new_study: NewStudy, everywhere: list[str], remark: str, method: str
+) -> None:
+    study = new_study(f"conditional-{len(everywhere)}", conditional(everywhere))
+    words = said(importance_section(read(study)))
+    assert remark in words
+    assert method in words
+    assert "of parameters alike" not in words
 
 
 def test_how_far_the_order_was_kept() -> None:
@@ -235,6 +270,32 @@ def test_how_far_the_order_was_kept() -> None:
     assert order_kept(kept, ACCURACY, 1) == 1.0
     assert order_kept([*kept[:4], ended(4, 0.0, 0.9)], ACCURACY, 1) == pytest.approx(6 / 9)
     assert order_kept(kept[:4], ACCURACY, 1) is None
+
+
+def test_the_order_is_that_of_kendall() -> None:
+    generator = np.random.default_rng(1)
+    early, late = generator.integers(0, 12, (2, 80)) / 12
+    trials = [
+        trial_of(i, {}, {1: a, 8: b}, False, {})
+        for i, (a, b) in enumerate(zip(early, late, strict=True))
+    ]
+    pairs = [
+        (a, b)
+        for a, b in combinations(zip(early, late, strict=True), 2)
+        if a[0] != b[0] and a[1] != b[1]
+    ]
+    expected = sum((a[0] > b[0]) == (a[1] > b[1]) for a, b in pairs) / len(pairs)
+    for measure in (ACCURACY, LOSS):
+        assert order_kept(trials, measure, 1) == pytest.approx(expected)
+
+
+def test_of_many_trials_some_pairs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(number: int, early: float, late: float) -> FrozenTrial:
+        return trial_of(number, {}, {1: early, 8: late}, False, {})
+
+    monkeypatch.setattr(analysed, "MOST_PAIRED", 10)
+    trials = [ended(i, i / 30 if i % 3 == 2 else 0.5, i / 30) for i in range(30)]
+    assert order_kept(trials, ACCURACY, 1) == 1.0
 
 
 def test_many_trials_are_thinned_for_fanova_alone() -> None:

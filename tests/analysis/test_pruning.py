@@ -17,7 +17,7 @@ from scipy.stats import beta
 
 from arms_studies import run_of
 from visweep.analysis.measure import Measure
-from visweep.analysis.overview import curve, read
+from visweep.analysis.overview import read
 from visweep.analysis.pruning import (
     SAMPLE,
     Sample,
@@ -29,6 +29,7 @@ from visweep.analysis.pruning import (
 )
 from visweep.analysis.report import build_report
 from visweep.analysis.sections.budget import budget_section
+from visweep.analysis.sections.trials import trials_section
 from visweep.storage.specification import OF
 
 NewStudy = Callable[..., optuna.Study]
@@ -223,9 +224,13 @@ def test_the_section_says_what_was_spent_and_saved(new_study: NewStudy) -> None:
     assert [[cell.replace("\N{NO-BREAK SPACE}", " ") for cell in row] for row in rows] == [
         ["completed", "2", "8", "35 %", "16 s", "36 %"],
         ["pruned", "8", "12", "52 %", "24 s", "55 %"],
-        ["failed or diverged", "2", "3", "13 %", "4.0 s", "9 %"],
+        ["diverged", "1", "2", "9 %", "4.0 s", "9 %"],
+        ["failed", "1", "1", "4 %", "–", "–"],
         ["all", "12", "23", "", "44 s", ""],
     ]
+    # What divergence ended is not what pruning saved: 8 trials of 4 epochs ran 12.
+    assert "Pruning saved 20 of 42 epochs (48 %), and about 40 s" in said(section)
+    assert "not run 20" in said(section)
     assert "Whether pruning dropped a run that would have won is not known" in said(section)
     assert "visweep pruned spent --sample 5" in said(section)
 
@@ -259,8 +264,32 @@ def test_nothing_is_said_of_a_study_without_trials(new_study: NewStudy) -> None:
     assert budget_section(read(new_study("none", []))) is None
 
 
-def test_without_curves_there_is_a_reason_and_a_table(new_study: NewStudy) -> None:
+def test_without_curves_there_is_nothing_to_say(new_study: NewStudy) -> None:
     trial = create_trial(value=0.5, params={"x": 0.5}, distributions=SPACE)
-    section = budget_section(read(new_study("bare", [trial], is_sweep=False)))
-    assert "No trial ran a step yet." in said(section)
-    assert curve(trial) == []
+    study = new_study("bare", [trial], is_sweep=False)
+    assert budget_section(read(study)) is None
+    assert "How the trials ended" in said(trials_section(read(study)))
+
+
+def test_how_trials_ended_is_told_once(new_study: NewStudy) -> None:
+    study = new_study("once", search(), specification={"identity": IDENTITY})
+    assert budget_section(read(study)) is not None
+    assert "How the trials ended" not in said(trials_section(read(study)))
+
+
+@pytest.mark.parametrize(("counted", "bars"), [(1_000_000, 200), (250, 125), (10**300, 4)])
+def test_an_attribute_of_another_tool_makes_no_million_bars(
+    new_study: NewStudy, counted: int, bars: int
+) -> None:
+    trials = [ended(0, [0.1, 0.2, 0.3, 0.4], epochs=counted), ended(1, [0.1], epochs=counted // 2)]
+    section = budget_section(read(new_study(f"other-{counted:.0e}", trials, is_sweep=False)))
+    assert section is not None
+    chart = section.blocks[0].chart  # type: ignore[union-attr]
+    completed, pruned, *_, rest = chart.figure.data
+    assert len(completed.x) == bars
+    assert set(completed.y) == {1}
+    width = completed.x[1] - completed.x[0]
+    known = counted <= 1_000_000
+    assert sum(pruned.y) * width == (counted // 2 if known else 1)
+    assert sum(rest.y) * width == (counted // 2 if known else 3)
+    assert ("Each bar is the mean of" in chart.caption) == (width > 1)

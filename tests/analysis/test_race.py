@@ -12,6 +12,7 @@ from optuna.trial import TrialState, create_trial
 
 from visweep.analysis.document import Command, Document, Paragraph, Plot, Section, Table, Tiles
 from visweep.analysis.race import Raced, read_race
+from visweep.analysis.race_words import interval
 from visweep.analysis.report import build_report, document
 from visweep.analysis.statistics.racing import Outcome
 from visweep.config import DataConfig, TrainConfig, ViTConfig
@@ -132,6 +133,15 @@ class TestReading:
         assert (early.accuracy, early.low) == (0.8, None)
         assert raced(race).mean("trial 2") is None
 
+    def test_an_interval_is_within_what_an_accuracy_can_be(self, study: optuna.Study) -> None:
+        race = add_race(study, BEHIND, 0)
+        for seed, value in ((1, 0.6), (2, 0.9)):
+            add_run(race, "trial 7", seed, value)
+        mean = raced(race).mean("trial 7")
+        assert mean is not None
+        assert (mean.low, mean.high) == (0.0, 1.0)
+        assert interval(mean).replace("\N{NO-BREAK SPACE}", " ") == "0.0 to 100.0 %"
+
     def test_what_failed_counts_as_not_run_and_what_diverged_as_without_result(
         self, study: optuna.Study
     ) -> None:
@@ -230,6 +240,17 @@ class TestTheSection:
         )
         assert len(traces["trial 7"].x) == looks
         assert len(traces["dropped"].x) == 2
+
+    def test_an_interval_that_ends_at_nought_is_drawn(self, study: optuna.Study) -> None:
+        race = add_race(study, BEHIND, 0)
+        for seed in range(1, FIRST + 1):
+            add_run(race, "trial 7", seed, 0.05 * seed)
+            add_run(race, "trial 2", seed, 0.5)
+            add_run(race, "trial 9", seed, 0.5 + 0.01 * (seed % 2))
+        (plot,) = blocks(section(document(study)), Plot)
+        bars = {trace.name: trace.error_y for trace in plot.chart.figure.data}
+        assert bars["trial 7"].arrayminus[0] == pytest.approx(10)
+        assert bars["trial 2"].arrayminus[0] == bars["trial 2"].array[0] == 0
 
     def test_before_the_first_look(self, study: optuna.Study) -> None:
         add_race(study, BEHIND, 1)

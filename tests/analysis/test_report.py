@@ -204,7 +204,7 @@ def test_tables_hold_the_best_trials_and_the_space(page: Page, sweep: optuna.Stu
     trials = page.section("trials")
     assert f"1. trial {sweep.best_trial.number}" in trials
     assert "10. trial" in trials
-    assert "failed: RuntimeError: out of disk 1" in trials
+    assert "failed: RuntimeError: out of disk 1" in page.section("budget")
     specification = page.section("specification")
     assert "lr real 0.0001 to 0.01, on a logarithmic scale" in specification
     assert "drop real 0 to 0.3, in steps of 0.05" in specification
@@ -286,7 +286,7 @@ def test_a_single_trial(new_study: NewStudy) -> None:
     page = parse(build_report(new_study("single", [trial_of(0)])))
     assert "The baseline, trial 0, is still the best: 50.0 %" in page.text("p", class_="lead")
     assert "the only one that completed" in page.text("header")
-    assert len(page.charts) == 1 + 2 + 1
+    assert len(page.charts) == 1 + 2
     assert "fewer than two" in page.section("parallel")
     assert "there is 1." in page.section("importance")
 
@@ -307,7 +307,7 @@ def test_only_failed(new_study: NewStudy) -> None:
     page = parse(build_report(new_study("failed", [trial_of(0, TrialState.FAIL)] * 3)))
     assert "; 3 more failed" in page.text("header")
     assert "No trial has reported a value yet." in page.section("history")
-    assert "failed 3 0" in page.section("trials")
+    assert "failed 3" in page.section("trials")
 
 
 def test_a_slot_that_never_ran_is_no_failure(new_study: NewStudy) -> None:

@@ -73,6 +73,11 @@ class TestStatement:
         with pytest.raises(UsageError, match="num_heads"):
             unknown.arms(TRAIN, {})
 
+    def test_changes_of_one_name_are_refused(self) -> None:
+        alike = replace(TABLE, changes={"vit": [{"lr": 0.0012341}, {"lr": 0.0012342}]})
+        with pytest.raises(UsageError, match=r"^vit: lr=0.00123: two changes are called so"):
+            alike.arms(TRAIN, {})
+
     def test_images_that_a_baseline_cannot_take_are_refused(self) -> None:
         with pytest.raises(UsageError, match=r"^--image-size: vit cannot take such images"):
             TABLE.arms(TRAIN, {"image_size": 24})

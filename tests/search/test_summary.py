@@ -58,6 +58,16 @@ def test_what_pruning_saved(study: optuna.Study) -> None:
     assert savings([], 8).full == 0
 
 
+@pytest.mark.parametrize("ended", ["diverged", "out of memory"])
+def test_what_could_not_go_on_was_not_saved_by_pruning(ended: str) -> None:
+    lost = trial(0.1, 2, "PRUNED")
+    lost.set_user_attr("ended", ended)
+    study = optuna.create_study(direction="maximize")
+    study.add_trials([trial(0.5, 8), trial(0.25, 4, "PRUNED"), lost])
+    saved = savings(study.trials, 8)
+    assert (saved.epochs, saved.full, saved.seconds) == (14, 18, pytest.approx(4.0))
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_summary(study: optuna.Study, width: int) -> None:
     shown = printed(study, width, ("--storage", "sqlite:///x.db"))

@@ -174,6 +174,19 @@ def test_of_several_models_it_is_the_mean(data: ResidentData) -> None:
         assert layer.error == pytest.approx(np.mean([a.layers[index].error for a in alone]))
 
 
+def test_a_layer_whose_features_vary_in_one_model_only_is_that_models(data: ResidentData) -> None:
+    varied, blank = drawn(CONVNET, 0), drawn(CONVNET, 1)
+    for parameter in blank.stem.parameters():
+        torch.nn.init.zeros_(parameter)
+    alone = [robustness([model], CONVNET, data).layers for model in (varied, blank)]
+    missing = {layer.name for layer in alone[0]} - {layer.name for layer in alone[1]}
+    assert "stem" in missing
+    for models_ in ([varied, blank], [blank, varied]):
+        layers = robustness(models_, CONVNET, data).layers
+        assert [layer.name for layer in layers] == [layer.name for layer in alone[0]]
+        assert layers[0] == alone[0][0]
+
+
 def test_what_a_trial_keeps_is_json() -> None:
     layers = (Layer("stem", 1, 0.25, 0.5), Layer("block 1", 16, 0.75))
     kept = Robustness((0, 1), (0.5, 0.25), (0.0, 0.125), layers).to_json()

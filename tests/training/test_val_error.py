@@ -95,6 +95,26 @@ def test_in_another_pass_it_is_the_same(
     assert rounds.leave(runs[0]).val_error == expected
 
 
+def test_at_its_end_already_it_is_that_of_the_model_as_it_was_trained(
+    vit: ViTConfig, train: TrainConfig, quadrants: Dataset, tmp_path: Path
+) -> None:
+    """Not of its weights in full precision."""
+    coarse, data = train.replace(precision="bfloat16"), to_device(quadrants, CPU)
+    expected = fit(vit, coarse, data, checkpoint=tmp_path / "run").val_error
+    dtypes: list[torch.dtype] = []
+    tally = Pass._tally
+
+    def watched(self: Pass, split: object, *more: object) -> object:
+        if split is self.data.val:
+            dtypes.append(self.model.head.weight.dtype)
+        return tally(self, split, *more)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pass, "_tally", watched)
+        assert fit(vit, coarse, data, checkpoint=tmp_path / "run").val_error == expected
+    assert dtypes == [torch.bfloat16]
+
+
 def test_the_embedded_set_tells_which_images_share_a_digit() -> None:
     val = datasets.load(DataConfig()).val
     assert val.groups is not None

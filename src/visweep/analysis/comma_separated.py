@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 from visweep.analysis.document import Table
 from visweep.analysis.measure import GAP
 from visweep.analysis.sections.cells import MISSING
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = r"[+-]?(?:\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?|inf)"
+_NUMBERS = re.compile(rf"{_NUMBER}%?(?: \(?(?:{_NUMBER}%?|[a-z]+|%)[,;)]?)*")
+"""A number, and after spaces further ones and words: `-2.1 (-3.0 to -1.2) points`."""
+
 
 def to_csv(table: Table) -> str:
     """A table as a header and rows: what it shows, in plain characters.
 
-    No-break spaces become spaces and minus signs hyphens, and what is missing is empty.
+    No-break spaces become spaces and minus signs hyphens, and what is missing is empty. Text that
+    a spreadsheet would take for a formula is preceded by an apostrophe: names and choices are
+    whatever a study holds. See https://owasp.org/www-community/attacks/CSV_Injection.
     """
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
@@ -23,4 +31,7 @@ def to_csv(table: Table) -> str:
 
 
 def _plain(cell: str) -> str:
-    return "" if cell == MISSING else cell.replace(GAP, " ").replace("−", "-")
+    if cell == MISSING:
+        return ""
+    plain = cell.replace(GAP, " ").replace("−", "-")
+    return f"'{plain}" if plain.startswith(_FORMULA) and not _NUMBERS.fullmatch(plain) else plain

@@ -46,6 +46,8 @@ LEAST_TRIALS = 2 * LEAST_TOP
 TOP_SHARE = 0.1
 MOST_TRIALS = 120
 """fANOVA reads no more: Optuna's takes half a minute for a thousand."""
+MOST_PAIRED = 500
+"""Trials whose pairs are counted: there are a hundred thousand of them."""
 SHUFFLES = 59
 """Deals by chance that PED-ANOVA's importances are compared with."""
 _TREES = 32
@@ -101,7 +103,8 @@ class Importances:
     Attributes:
         ped_anova: which parameters tell the best tenth from all.
         fanova: the share of the variance over the whole space that is due to each parameter alone;
-            empty where there is none. Conditional parameters are left out.
+            empty where it can read fewer than two, of which there is nothing to tell. It reads
+            only parameters that every trial has, over one range.
         clear: the parameters whose importance in PED-ANOVA is beyond chance, at 0.05 for all of
             them together: beyond what it gives after the values were dealt out anew among the
             trials.
@@ -122,6 +125,11 @@ class Importances:
         both = [shares for shares in (self.ped_anova, self.fanova) if shares]
         found = dict.fromkeys(name for shares in both for name in shares)
         return sorted(found, key=lambda name: -sum(s.get(name, 0.0) for s in both))
+
+    @property
+    def unread(self) -> list[str]:
+        """The parameters that fANOVA left out."""
+        return [name for name in self.ped_anova if name not in self.fanova]
 
     @property
     def overlap(self) -> float:
@@ -189,17 +197,22 @@ def at_the_end(trials: Sequence[FrozenTrial], measure: Measure) -> Compared:
 def order_kept(trials: Sequence[FrozenTrial], measure: Measure, epoch: int) -> float | None:
     """The share of pairs of completed trials that ended in the order in which they stood then.
 
-    None where there are fewer than five such trials.
+    None where there are fewer than five such trials. Of more than `MOST_PAIRED` trials so many
+    are read, evenly over the order in which they ended up.
     """
     ends = [
-        (measure.key(dict(curve(t))[epoch]), measure.key(value_of(t)))
+        (there, value_of(t))
         for t in ranked(trials, measure)
-        if epoch in dict(curve(t))
+        if (there := t.intermediate_values.get(epoch)) is not None and math.isfinite(there)
     ]
-    pairs = [(a, b) for a, b in combinations(ends, 2) if a[0] != b[0] and a[1] != b[1]]
-    if len(ends) < LEAST_TOP or not pairs:
+    if len(ends) < LEAST_TOP:
         return None
-    return sum((a[0] > b[0]) == (a[1] > b[1]) for a, b in pairs) / len(pairs)
+    kept = np.asarray([ends[i] for i in _evenly_chosen(len(ends), MOST_PAIRED)])
+    # Of each pair 1 where its order was kept, -1 where it was not, 0 where it was tied.
+    then, in_the_end = (np.sign(column[:, None] - column) for column in kept.T)
+    alike = then * in_the_end
+    different = np.count_nonzero(alike)
+    return float((alike > 0).sum() / different) if different else None
 
 
 def importances(compared: Compared, deals: int = SHUFFLES) -> Importances:
@@ -250,12 +263,18 @@ def _thinned(compared: Compared) -> Compared:
     if total <= MOST_TRIALS:
         return compared
     order = sorted(range(total), key=lambda i: compared.trials[i].number)
-    kept = [order[i * total // MOST_TRIALS] for i in range(MOST_TRIALS)]
+    kept = [order[i] for i in _evenly_chosen(total, MOST_TRIALS)]
     return replace(
         compared,
         trials=tuple(compared.trials[i] for i in kept),
         values=tuple(compared.values[i] for i in kept),
     )
+
+
+def _evenly_chosen(total: int, most: int) -> list[int]:
+    """So many places of `total`, or all."""
+    count = min(total, most)
+    return [i * total // count for i in range(count)]
 
 
 def _ped_anova(compared: Compared, deals: int = SHUFFLES) -> tuple[Shares, frozenset[str]]:
@@ -297,13 +316,13 @@ def _by_ped_anova(study: optuna.Study, values: Values) -> dict[str, float]:
 def _fanova(compared: Compared) -> tuple[Shares, float | None]:
     """The shares, and how well such a model predicts trials that it has not seen."""
     names = [n for n in _varied(compared) if all(n in t.params for t in compared.trials)]
-    if not names or len(set(compared.values)) < 2:
+    if len(names) < 2 or len(set(compared.values)) < 2:
         return {}, None
     study, values = _study(compared, _evenly), np.asarray(compared.values)
     found = _evaluate(FanovaImportanceEvaluator(n_trees=_TREES, seed=0), study, values)
     # It reads only parameters of one range throughout.
     read = [name for name in names if name in found]
-    if not read:
+    if len(read) < 2:
         return {}, None
     return _scaled(found, read), _explained(study.get_trials(deepcopy=False), read, values)
 

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from visweep.analysis.measure import Measure
 from visweep.errors import UsageError
 from visweep.storage.specification import BUDGET, OF, SPECIFICATION
-from visweep.training.results import OUT_OF_MEMORY
+from visweep.training.results import is_lost
 
 STATE_WORDS = {
     TrialState.COMPLETE: "completed",
@@ -30,6 +30,9 @@ STATE_WORDS = {
     TrialState.WAITING: "waiting",
 }
 """What a page calls the states of trials."""
+
+_MOST_EPOCHS = 10**9
+"""An attribute of that name with a larger value is another tool's, and counts something else."""
 
 COMPANIONS = ("ablation", "neighbours", "race", "pruned")
 """Kinds of studies that are made of another one and shown in its report; they end their names."""
@@ -52,7 +55,14 @@ def curve(trial: FrozenTrial) -> list[tuple[int, float]]:
 def epochs(trial: FrozenTrial) -> int:
     """How many epochs the trial ran."""
     counted = attribute(trial, "epochs")
-    return len(trial.intermediate_values) if counted is None else int(counted)
+    if counted is None or not 0 <= counted <= _MOST_EPOCHS:
+        return len(trial.intermediate_values)
+    return int(counted)
+
+
+def was_pruned(trial: FrozenTrial) -> bool:
+    """Whether it was stopped though it could have gone on."""
+    return trial.state == TrialState.PRUNED and not is_lost(trial.user_attrs.get("ended"))
 
 
 def shown_value(trial: FrozenTrial) -> float | None:
@@ -96,7 +106,7 @@ class Cost:
 
     Attributes:
         spent: what they ran.
-        unpruned: what they would have run, had none been stopped early.
+        unpruned: what they would have run, had none been pruned.
         seconds_saved: an estimate of the time not spent; None when no trial recorded its time.
     """
 
@@ -188,7 +198,9 @@ class Overview:
             return None
         return Cost(
             spent=sum(epochs(trial) for trial in self.finished),
-            unpruned=sum(epochs(t) if _was_too_large(t) else full for t in self.finished),
+            unpruned=sum(
+                max(full, epochs(t)) if was_pruned(t) else epochs(t) for t in self.finished
+            ),
             seconds_saved=_seconds_saved(self.having(TrialState.PRUNED), full),
         )
 
@@ -200,15 +212,10 @@ class Overview:
         return (min(begun), max(ended)) if begun and ended else None
 
 
-def _was_too_large(trial: FrozenTrial) -> bool:
-    """Whether it could not have run on, so that pruning saved none of it."""
-    return trial.user_attrs.get("ended") == OUT_OF_MEMORY
-
-
 def _seconds_saved(pruned: Sequence[FrozenTrial], full: int) -> float | None:
     saved = None
     for trial in pruned:
-        if _was_too_large(trial):
+        if not was_pruned(trial):
             continue
         seconds, ran = attribute(trial, "seconds"), epochs(trial)
         if seconds is not None and ran > 0:

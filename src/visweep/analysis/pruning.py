@@ -17,11 +17,10 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from visweep.analysis.measure import Measure
-from visweep.analysis.overview import curve, ranked, value_of
+from visweep.analysis.overview import curve, ranked, value_of, was_pruned
 from visweep.analysis.statistics.paired import CONFIDENCE
 from visweep.storage.replicates import seeds_of
 from visweep.storage.specification import ARM, SEED
-from visweep.training.results import OUT_OF_MEMORY
 
 SAMPLE = "visweep:sample"
 """User attribute of a study that trains pruned trials of another one to their end: which they are,
@@ -93,7 +92,7 @@ class Rerun:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judged:
     """What the reruns come to.
 
     Attributes:
@@ -136,13 +135,7 @@ class Verdict:
 def eligible(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The pruned trials that could be run to their end, with the study's own seeds."""
     return [
-        trial
-        for trial in trials
-        if trial.state == TrialState.PRUNED
-        and curve(trial)
-        and trial.user_attrs.get("ended") != OUT_OF_MEMORY
-        and not str(trial.user_attrs.get("ended")).startswith("diverged")
-        and not seeds_of(trial)
+        trial for trial in trials if was_pruned(trial) and curve(trial) and not seeds_of(trial)
     ]
 
 
@@ -188,7 +181,7 @@ def judge_reruns(
     sample: Sample,
     seeds: Sequence[int],
     reruns: Sequence[FrozenTrial],
-) -> Verdict:
+) -> Judged:
     """What the sample's trials would have come to.
 
     Args:
@@ -213,7 +206,7 @@ def judge_reruns(
     def known(numbers: Sequence[int]) -> tuple[Rerun, ...]:
         return tuple(rerun(number) for number in numbers if number in by_number)
 
-    return Verdict(known(sample.nearest), known(sample.random), sample.others)
+    return Judged(known(sample.nearest), known(sample.random), sample.others)
 
 
 def number_within(found: int, drawn: int, total: int) -> tuple[int, int]:

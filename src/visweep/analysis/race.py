@@ -40,7 +40,11 @@ class Searched:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean accuracy, as fractions, and its 95 % interval where there are two runs at least."""
+    """A mean accuracy, as fractions, and its 95 % interval where there are two runs at least.
+
+    The interval is within 0 and 1, as accuracies are: of a few runs that differ much it would be
+    wider by itself.
+    """
 
     accuracy: float
     low: float | None
@@ -128,7 +132,7 @@ class Raced:
         # Equal runs have no scatter, and so no interval.
         if not isfinite(low):
             return Mean(mean, None, None, len(known))
-        return Mean(mean, low, high, len(known))
+        return Mean(mean, max(0.0, low), min(1.0, high), len(known))
 
 
 def read_race(

@@ -105,7 +105,8 @@ def _choose(wanted: Wanted) -> _Chosen:
         kept = checkpoints_of(study, storage, artifacts_place(wanted.artifacts))
         # What is asked for may be changed later; Optuna's own are shared.
         trials = study.get_trials(deepcopy=True)
-        where = images_folder(study) if wanted.data_dir is None else str(wanted.data_dir)
+        own = wanted.data_dir
+        where = images_folder(study) if own is None else str(own.expanduser())
         return _Chosen(
             specification=replace(specification, data=specification.data.replace(data_dir=where)),
             threads=study.user_attrs.get(THREADS),

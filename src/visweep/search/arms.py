@@ -70,11 +70,16 @@ def changed(name: str, baseline: Arm, changes: Sequence[Change]) -> dict[str, Ar
     """The arms that differ from a baseline by one change each, named after both.
 
     Raises:
-        UsageError: a configuration is invalid.
+        UsageError: a configuration is invalid, or two of them would have the same name.
     """
-    found = {}
+    found: dict[str, Arm] = {}
     for change in changes:
         called = f"{name}: {text.parameters(change)}"
+        if called in found:
+            raise UsageError(
+                f"{called}: two changes are called so, to three digits; accepted: values that "
+                "differ in them"
+            )
         try:
             model, train = with_parameters(baseline.model, baseline.train, change)
         except UsageError as e:

@@ -15,7 +15,7 @@ from rich.table import Table
 from visweep import text
 from visweep.storage.replicates import originals
 from visweep.storage.tables import FINISHED
-from visweep.training.results import OUT_OF_MEMORY
+from visweep.training.results import is_lost
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,14 @@ def savings(trials: list[FrozenTrial], epochs: int) -> Savings:
     saved = 0.0
     for trial in trials:
         done = run[trial.number]
-        if trial.state == TrialState.PRUNED and done and not _was_too_large(trial):
+        if trial.state == TrialState.PRUNED and done and not _is_lost(trial):
             saved += trial.user_attrs.get("seconds", 0.0) / done * (epochs - done)
-    full = sum(run[t.number] if _was_too_large(t) else epochs for t in trials)
+    full = sum(run[t.number] if _is_lost(t) else epochs for t in trials)
     return Savings(sum(run.values()), full, saved)
 
 
-def _was_too_large(trial: FrozenTrial) -> bool:
-    """Whether it could not have run on, so that pruning saved none of it."""
-    return bool(trial.user_attrs.get("ended") == OUT_OF_MEMORY)
+def _is_lost(trial: FrozenTrial) -> bool:
+    return is_lost(trial.user_attrs.get("ended"))
 
 
 def finished(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:

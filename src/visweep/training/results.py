@@ -19,6 +19,12 @@ OUT_OF_MEMORY = "out of memory"
 """How a trial ended that did not fit in memory."""
 
 
+def is_lost(ended: object) -> bool:
+    """Whether a trial that ended so could not have gone on: it diverged or did not fit in memory,
+    so that pruning saved none of it."""
+    return ended == OUT_OF_MEMORY or str(ended).startswith("diverged")
+
+
 @dataclass(frozen=True)
 class EpochResult:
     """What one epoch gave; a tuple holds one number per replica.

@@ -101,12 +101,14 @@ class Run:
             ended = "completed" if complete else "stopped"
         measured = self.history[-1].plain_train_accuracy
         train_accuracy = measured or trained.evaluate(self._data.probe).accuracy
+        # In the precision that it was trained with, as after every epoch.
+        val_error = self._val_error(trained.validated())
         trained.flat.widen()
         return FitResult(
             history=tuple(self.history),
             ended=ended,
             train_accuracy=train_accuracy,
-            val_error=self._val_error(trained.validated()),
+            val_error=val_error,
             num_params=trained.flat.values.shape[1],
             peak_memory=peak_memory(self._data.device),
             model=trained.model.eval(),

@@ -22,7 +22,7 @@ The invariance error of the pooled features, which the head reads, is the same w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import sqrt
@@ -72,7 +72,8 @@ class Robustness:
         pixels: how far the images were shifted, from 0.
         accuracy: fraction of the validation images classified correctly, at each distance.
         invariance: invariance error of the pooled features, at each distance.
-        layers: those whose maps have room to move, in order.
+        layers: those whose maps have room to move and whose features vary, in order; each the mean
+            over the models in which they do.
     """
 
     pixels: tuple[int, ...]
@@ -108,12 +109,20 @@ def robustness(
         pixels=found[0].pixels,
         accuracy=_means([each.accuracy for each in found]),
         invariance=_means([each.invariance for each in found]),
-        layers=tuple(map(_mean_layer, zip(*(each.layers for each in found), strict=True))),
+        layers=tuple(_mean_layers([each.layers for each in found], strides_of(config))),
     )
 
 
 def _means(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
     return tuple(map(fmean, zip(*rows, strict=True)))
+
+
+def _mean_layers(rows: Sequence[Sequence[Layer]], names: Iterable[str]) -> Iterator[Layer]:
+    """The mean of each layer over the models that have it: where the features of one do not vary,
+    it has no error."""
+    for name in names:
+        if same := [layer for row in rows for layer in row if layer.name == name]:
+            yield _mean_layer(same)
 
 
 def _mean_layer(same: Sequence[Layer]) -> Layer:

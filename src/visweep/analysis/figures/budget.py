@@ -22,17 +22,19 @@ from visweep.analysis.measure import plural
 from visweep.analysis.overview import epochs
 
 COMPLETED, PRUNED, LOST, RUNNING = "completed", "pruned", "failed or diverged", "running"
+_MOST_BARS = 200
+"""More are narrower than a pixel or two; each then stands for several epochs."""
 _COLORS = {COMPLETED: BLUE, PRUNED: GREY, LOST: ORANGE, RUNNING: TEAL}
 
 
 def spent_epochs(
-    groups: Mapping[str, Sequence[FrozenTrial]], spared: int, full: int | None, step: str
+    groups: Mapping[str, Sequence[FrozenTrial]], full: int | None, step: str
 ) -> Chart:
     """Bars of the number of trials that trained each epoch.
 
     Args:
-        groups: the trials by `COMPLETED`, `PRUNED`, `LOST` and `RUNNING`.
-        spared: how many of the pruned ones could have run on.
+        groups: the trials by `COMPLETED`, `PRUNED`, `LOST` and `RUNNING`; the pruned ones could
+            have run on.
         full: epochs of a trial that is not stopped early.
         step: what epochs are called.
 
@@ -42,17 +44,19 @@ def spent_epochs(
     ran = {name: [epochs(trial) for trial in trials] for name, trials in groups.items()}
     longest = max([full or 0, *(count for counts in ran.values() for count in counts)])
     require(longest > 0, f"No trial ran {_article(step)} {step} yet.")
-    numbers = list(range(1, longest + 1))
+    width = -(-longest // _MOST_BARS)
+    starts = range(0, longest, width)
+    middles = [start + (width + 1) / 2 for start in starts]
     figure = go.Figure()
     for name, counts in ran.items():
-        reached = [sum(count >= number for count in counts) for number in numbers]
-        figure.add_trace(_bars(numbers, reached, name, marker={"color": _COLORS[name]}))
-    stopped = sorted(ran.get(PRUNED, []), reverse=True)[:spared]
-    rest = [sum(count < number for count in stopped) for number in numbers]
+        spans = [(0, count) for count in counts]
+        heights = _heights(spans, starts, width)
+        figure.add_trace(_bars(middles, heights, name, marker={"color": _COLORS[name]}))
+    not_run = [(count, full or longest) for count in ran.get(PRUNED, [])]
     figure.add_trace(
         _bars(
-            numbers,
-            rest,
+            middles,
+            _heights(not_run, starts, width),
             "not run, since pruned",
             marker={"color": "rgba(0,0,0,0)", "line": {"color": GREY, "width": 1}},
         )
@@ -65,8 +69,9 @@ def spent_epochs(
         figure,
         "Where the budget went",
         f"How many trials trained each {step}, by how they ended: the filled area is the "
-        f"{step}s that the study took, the hollow one those that pruning saved.",
-        _summary(ran, sum(rest), step),
+        f"{step}s that the study took, the hollow one those that pruning saved."
+        + (f" Each bar is the mean of {width:,} {step}s." if width > 1 else ""),
+        _summary(ran, sum(max(0, end - begin) for begin, end in not_run), step),
         zoomable=False,
     )
 
@@ -75,16 +80,25 @@ def _article(noun: str) -> str:
     return "an" if noun[:1] in "aeiou" else "a"
 
 
+def _heights(spans: Sequence[tuple[int, int]], starts: range, width: int) -> list[float]:
+    """How many of these spans of epochs each bar is in, as the mean over its epochs."""
+    inside = [
+        sum(max(0, min(end, start + width) - max(begin, start)) for begin, end in spans)
+        for start in starts
+    ]
+    return [count / width for count in inside]
+
+
 def _bars(
-    numbers: Sequence[int], heights: Sequence[int], name: str, *, marker: Mapping[str, object]
+    places: Sequence[float], heights: Sequence[float], name: str, *, marker: Mapping[str, object]
 ) -> go.Bar:
     return go.Bar(
-        x=list(numbers),
+        x=list(places),
         y=list(heights),
         name=name,
         visible=any(heights),
         marker=dict(marker),
-        hovertemplate="%{y} " + name + "<extra></extra>",
+        hovertemplate="%{y:,.1~f} " + name + "<extra></extra>",
     )
 
 

@@ -80,17 +80,14 @@ def _line(
     dash: str,
     aside: float,
 ) -> go.Scatter:
-    ends = [
-        (mean.accuracy, mean.high or mean.accuracy, mean.low or mean.accuracy)
-        for _, mean in course
-    ]
+    ends = [_ends(mean) for _, mean in course]
     chosen = arm == raced.chosen
     return go.Scatter(
         x=[seeds + aside for seeds, _ in course],
         y=[measure.plotted(mean.accuracy) for _, mean in course],
         error_y={
-            "array": [measure.plotted(high - mean) for mean, high, _ in ends],
-            "arrayminus": [measure.plotted(mean - low) for mean, _, low in ends],
+            "array": [measure.plotted(above) for _, above in ends],
+            "arrayminus": [measure.plotted(below) for below, _ in ends],
             "thickness": 1,
             "width": 3,
             "color": color,
@@ -102,6 +99,13 @@ def _line(
         customdata=[seeds for seeds, _ in course],
         hovertemplate=f"<b>{escape(arm)}</b>, %{{customdata}} seeds<br>{hovered_value(measure)}",
     )
+
+
+def _ends(mean: Mean) -> tuple[float, float]:
+    """How far the interval reaches below and above the mean; not at all without one."""
+    if mean.low is None or mean.high is None:
+        return 0.0, 0.0
+    return mean.accuracy - mean.low, mean.high - mean.accuracy
 
 
 def _dropped(raced: Raced, courses: dict[str, Course], measure: Measure) -> go.Scatter:

@@ -9,7 +9,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from visweep.analysis.document import Block, Command, Paragraph, Plot, Section, Table, note
 from visweep.analysis.figures.budget import COMPLETED, LOST, PRUNED, RUNNING, spent_epochs
-from visweep.analysis.figures.chart import Chart, NothingToDraw
 from visweep.analysis.measure import GAP, duration, plural
 from visweep.analysis.overview import (
     Overview,
@@ -19,24 +18,20 @@ from visweep.analysis.overview import (
     mapping,
     ranked,
     value_of,
+    was_pruned,
 )
-from visweep.analysis.pruning import SAMPLE, Rerun, Sample, Verdict, eligible, judge_reruns
+from visweep.analysis.pruning import SAMPLE, Judged, Rerun, Sample, eligible, judge_reruns
 from visweep.analysis.sections.cells import MISSING
-from visweep.training.results import OUT_OF_MEMORY
+from visweep.analysis.sections.trials import ending
 
 
 def budget_section(overview: Overview) -> Section | None:
-    """Where the epochs went; nothing where no trial has begun."""
-    begun = [t for t in overview.trials if t.state != TrialState.WAITING]
-    if not begun:
+    """Where the epochs went; nothing where no trial ran any."""
+    if not any(map(epochs, overview.trials)):
         return None
-    groups = _groups(begun)
-    blocks: list[Block] = []
-    try:
-        blocks.append(Plot(_chart(overview, groups)))
-    except NothingToDraw as e:
-        blocks.append(note(str(e)))
-    blocks.append(_table(overview, groups))
+    groups = _groups([t for t in overview.trials if t.state != TrialState.WAITING])
+    chart = spent_epochs(groups, overview.full_epochs, overview.measure.step)
+    blocks: list[Block] = [Plot(chart), _table(overview, groups)]
     if groups[PRUNED]:
         blocks += [*_saved(overview), *_would_have_won(overview)]
     return Section("budget", "Where the budget went", blocks)
@@ -54,18 +49,21 @@ def _group(trial: FrozenTrial) -> str:
         return COMPLETED
     if trial.state == TrialState.RUNNING:
         return RUNNING
-    ended = str(trial.user_attrs.get("ended"))
-    lost = ended == OUT_OF_MEMORY or ended.startswith("diverged")
-    return LOST if lost or trial.state == TrialState.FAIL else PRUNED
+    return PRUNED if was_pruned(trial) else LOST
 
 
-def _chart(overview: Overview, groups: dict[str, list[FrozenTrial]]) -> Chart:
-    return spent_epochs(groups, len(groups[PRUNED]), overview.full_epochs, overview.measure.step)
+def _endings(groups: dict[str, list[FrozenTrial]]) -> dict[str, list[FrozenTrial]]:
+    """The groups, and in place of those that were lost each cause."""
+    found: dict[str, list[FrozenTrial]] = {}
+    for name, trials in groups.items():
+        for trial in trials:
+            found.setdefault(ending(trial) if name == LOST else name, []).append(trial)
+    return found
 
 
 def _table(overview: Overview, groups: dict[str, list[FrozenTrial]]) -> Table:
     step = overview.measure.step
-    present = {name: trials for name, trials in groups.items() if trials}
+    present = _endings(groups)
     ran = {name: sum(map(epochs, trials)) for name, trials in present.items()}
     times = {name: _seconds(trials) for name, trials in present.items()}
     all_epochs, all_time = sum(ran.values()), sum(filter(None, times.values()))
@@ -135,15 +133,15 @@ def _would_have_won(overview: Overview) -> list[Block]:
     if overview.best is None:
         return []
     seeds = mapping(overview.identity, "train").get("seeds")
-    verdict = judge_reruns(
+    judged = judge_reruns(
         overview.trials,
         overview.measure,
         sample,
         seeds if isinstance(seeds, list) else [],
         other.trials,
     )
-    said = [_found(overview, verdict), _inferred(verdict), _remarks(verdict)]
-    return [*(Paragraph(each) for each in said if each), _rerun_table(overview, verdict)]
+    said = [_found(overview, judged), _inferred(judged), _remarks(judged)]
+    return [*(Paragraph(each) for each in said if each), _rerun_table(overview, judged)]
 
 
 def _unknown(overview: Overview) -> list[Block]:
@@ -157,16 +155,16 @@ def _unknown(overview: Overview) -> list[Block]:
     ]
 
 
-def _found(overview: Overview, verdict: Verdict) -> str:
-    known, measure = verdict.known, overview.measure
+def _found(overview: Overview, judged: Judged) -> str:
+    known, measure = judged.known, overview.measure
     best = overview.best
     assert best is not None
-    chosen = plural(len(verdict.reruns), "pruned trial")
+    chosen = plural(len(judged.reruns), "pruned trial")
     ran = f"{len(known)} of {chosen} that were chosen have been "
     if not known:
         return f"{ran}trained to the end so far."
     values = [rerun for rerun in known if rerun.value is not None]
-    won = {0: "None", len(known): "All"}.get(verdict.won, str(verdict.won))
+    won = {0: "None", len(known): "All"}.get(judged.won, str(judged.won))
     words = (
         f"{ran}trained to the end, with the study's own seeds. {won} would have beaten trial "
         f"{best.number}, the best ({measure.text(value_of(best))})"
@@ -182,36 +180,36 @@ def _found(overview: Overview, verdict: Verdict) -> str:
     )
 
 
-def _inferred(verdict: Verdict) -> str:
-    interval = verdict.interval
-    total = verdict.others + len(verdict.nearest)
+def _inferred(judged: Judged) -> str:
+    interval = judged.interval
+    total = judged.others + len(judged.nearest)
     if interval is None:
         return (
             "No trial drawn at random has been trained to the end yet, so nothing can be inferred."
         )
     if interval[0] == interval[1]:
         return f"So of all {total} pruned trials exactly {interval[0]} would have won."
-    drawn = sum(rerun.known for rerun in verdict.random)
+    drawn = sum(rerun.known for rerun in judged.random)
     return (
         f"So of all {total} pruned trials between {interval[0]} and {interval[1]} would have won "
-        f"(exact 95{GAP}% interval, from the {drawn} drawn at random for the {verdict.others} "
+        f"(exact 95{GAP}% interval, from the {drawn} drawn at random for the {judged.others} "
         "that were not among the nearest, and from the nearest as they came out). Few reruns "
         "leave it wide: it narrows as more are drawn."
     )
 
 
-def _remarks(verdict: Verdict) -> str:
-    lost = [r for r in verdict.reruns if not r.known and r.failed]
+def _remarks(judged: Judged) -> str:
+    lost = [r for r in judged.reruns if not r.known and r.failed]
     if not lost:
         return ""
     named = ", ".join(f"trial {r.trial.number} ({r.failed})" for r in lost)
     return f"Left out, since what they would have come to is not known: {named}."
 
 
-def _rerun_table(overview: Overview, verdict: Verdict) -> Table:
+def _rerun_table(overview: Overview, judged: Judged) -> Table:
     measure = overview.measure
-    chosen = [(rerun, "nearest to the best") for rerun in verdict.nearest]
-    chosen += [(rerun, "at random") for rerun in verdict.random]
+    chosen = [(rerun, "nearest to the best") for rerun in judged.nearest]
+    chosen += [(rerun, "at random") for rerun in judged.random]
     return Table(
         "Pruned trials that were trained to the end: half of them those that were nearest to what "
         f"the best trial had after the same {measure.step}, the others drawn at random",

@@ -7,6 +7,7 @@ from visweep.analysis.axes import parameter_axes
 from visweep.analysis.document import Block, Paragraph, Plot, Section, Table, note
 from visweep.analysis.figures.importance import FANOVA, PED_ANOVA, importance, share_text
 from visweep.analysis.importance import (
+    MOST_PAIRED,
     SHUFFLES,
     Compared,
     Importances,
@@ -61,12 +62,18 @@ def _caption(
         else f"what each had reached after {step} {compared.epoch}, the last that all of them "
         "came to: nothing had been pruned by then"
     )
+    how = "two of Optuna's evaluators on the same" if found.fanova else "one of Optuna's, on"
+    asked = f"{PED_ANOVA} asks which parameters' values tell the best {compared.top} from all"
+    if found.fanova:
+        asked += (
+            f"; {FANOVA}, which share of the variance over the whole space is due to each "
+            "parameter alone"
+        )
     parts = [
-        f"Method: two of Optuna's evaluators on the same {total:,} finished trials, by {when}.",
-        f"{PED_ANOVA} asks which parameters' values tell the best {compared.top} from all; "
-        f"{FANOVA}, which share of the variance over the whole space is due to each parameter "
-        "alone. Shares add up to 100 %. They say neither which value is good nor how much it is "
-        "worth.",
+        f"Method: {how} {total:,} finished trials, by {when}.",
+        f"{asked}. Shares add up to 100 %. They say neither which value is good nor how much it "
+        "is worth.",
+        *_unread(found),
     ]
     if compared.worst:
         verb = "counts" if compared.worst == 1 else "count"
@@ -87,8 +94,17 @@ def _caption(
     return " ".join(parts)
 
 
+def _unread(found: Importances) -> list[str]:
+    """What fANOVA cannot read."""
+    reads = f"{FANOVA} reads only parameters that every trial has, over one range"
+    if not found.fanova:
+        return [f"{reads}: there are fewer than two, so that it says nothing here."]
+    return [f"{reads}: it leaves out {text.listing(found.unread)}."] if found.unread else []
+
+
 def _agreement(found: Importances) -> str:
-    if not found.fanova or len(found.ped_anova) < 2:
+    """How far the methods agree, where both say something of every parameter."""
+    if not found.fanova or found.unread:
         return ""
     alike, pairs = found.ordered_alike
     first, other = next(iter(found.ped_anova)), next(iter(found.fanova))
@@ -152,10 +168,12 @@ def _rung(overview: Overview, compared: Compared) -> str:
     )
     if kept is None:
         return f"{early}; too few trials completed to tell."
+    completed = len(completed_only(overview.trials, overview.measure).trials)
+    some = f"{MOST_PAIRED} evenly chosen " if completed > MOST_PAIRED else ""
     return (
-        f"{early}: {share_text(kept)} of the pairs of completed trials ended in the order in "
-        f"which they stood after it, where 50{GAP}% would be chance. Completed trials are much "
-        "alike, having been chosen; among all it would be more."
+        f"{early}: {share_text(kept)} of the pairs of {some}completed trials ended in "
+        f"the order in which they stood after it, where 50{GAP}% would be chance. Completed "
+        "trials are much alike, having been chosen; among all it would be more."
     )
 
 

@@ -21,7 +21,10 @@ def trials_section(overview: Overview) -> Section:
     """The best trials and how all trials ended."""
     if not overview.trials:
         return Section("trials", "Trials", [note("There are no trials yet.")])
-    blocks = [*_top_table(overview), *replicates_table(overview), _endings_table(overview)]
+    blocks = [*_top_table(overview), *replicates_table(overview)]
+    if not any(map(epochs, overview.trials)):
+        # Otherwise it is part of where the budget went.
+        blocks.append(_endings_table(overview))
     return Section("trials", "Trials", blocks)
 
 
@@ -50,21 +53,16 @@ def _top_table(overview: Overview) -> list[Block]:
 
 
 def _endings_table(overview: Overview) -> Table:
-    trials: Counter[str] = Counter()
-    ran: Counter[str] = Counter()
-    for trial in overview.trials:
-        ending = _ending(trial)
-        trials[ending] += 1
-        ran[ending] += epochs(trial)
+    counted = Counter(map(ending, overview.trials))
     return Table(
         "How the trials ended",
-        ["ending", "trials", f"{overview.measure.step}s run"],
-        [[ending, f"{count:,}", f"{ran[ending]:,}"] for ending, count in trials.most_common()],
-        numeric=frozenset({1, 2}),
+        ["ending", "trials"],
+        [[name, f"{count:,}"] for name, count in counted.most_common()],
+        numeric=frozenset({1}),
     )
 
 
-def _ending(trial: FrozenTrial) -> str:
+def ending(trial: FrozenTrial) -> str:
     """Why the trial ended, without the epoch at which it did."""
     reason = trial.user_attrs.get("ended")
     if not trial.state.is_finished() or not isinstance(reason, str) or not reason:
