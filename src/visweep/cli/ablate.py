@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from visweep.cli.companions import Source, companion, source_of
+from visweep.cli.companions import Source, begun, companion, source_of
 from visweep.cli.join import Local
+from visweep.cli.studies import opened
 from visweep.cli.sweep import train_all
 from visweep.errors import UsageError, unknown_name
 from visweep.search.arms import Change, changed
@@ -43,6 +44,9 @@ def ablate(wanted: Wanted) -> int:
     baseline = source.arm(winner)
     arms = {name: baseline, **changed(name, baseline, changes)}
     kind = {"baseline": "ablation"}.get(wanted.to, wanted.to)
+    made = wanted.name or f"{source.name}-{kind}"
+    with opened(wanted.local.storage, source.name) as (study, storage):
+        begun(study, storage, made, kind, wanted.local, renamed_by="--name")
     prepared = companion(
         source,
         kind,
@@ -50,7 +54,8 @@ def ablate(wanted: Wanted) -> int:
         wanted.local,
         first_seed=source.fresh_seed,
         trials=len(arms) * wanted.seeds,
-        name=wanted.name,
+        name=made,
+        renamed_by="--name",
     )
     return train_all(prepared, wanted.dry_run)
 
