@@ -139,7 +139,7 @@ def test_the_report_of_such_a_study_leaves_out_what_is_for_searches(
         "budget",
         "trials",
         "specification",
-        "provenance",
+        "environment",
     ]
     assert "8 configurations on fashion-mnist · over paired seeds" in plain(found.subtitle)
     opening = plain(found.opening)

@@ -74,6 +74,7 @@ def search(storage: Storage) -> optuna.Study:
                 params={"depth": depth},
                 distributions=dict(SPACE),
                 intermediate_values={1: 0.5},
+                user_attrs={"provenance": {}},
             )
         )
     return study

@@ -376,20 +376,18 @@ class TestBadInput:
         assert "begun with 3..10" in decided.start("--seeds", "3..9").wait().refusal()
         assert "begun with 3;" in decided.start("--top", 2).wait().refusal()
 
-    def test_the_race_of_a_study_that_was_deleted(
-        self, decided: Races, tmp_path: Path, snapshot: Any
-    ) -> None:
+    def test_the_race_of_a_study_that_was_deleted(self, decided: Races, tmp_path: Path) -> None:
         """Another search has its name by now."""
         shutil.copytree(decided.folder, tmp_path / "copy")
         here = Races(decided.launcher, tmp_path / "copy")
         here.study("greys").set_user_attr(STUDY_ID, "another")
-        before = snapshot(here.folder)
+        before = here.study().user_attrs, here.values()
         assert here.start().wait().refusal() == (
             "STUDY: 'greys-race' is there already, and this command did not make it of this "
             "'greys'; begin anew: "
             f"visweep delete greys-race --storage sqlite:///{here.folder}/studies.db"
         )
-        assert snapshot(here.folder) == before
+        assert (here.study().user_attrs, here.values()) == before
 
     def test_the_race_of_a_race(self, decided: Races) -> None:
         refused = decided.start(study="greys-race").wait().refusal()

@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from visweep import data
+from visweep.analysis.runs import is_ours
 from visweep.cli.join import Local
 from visweep.cli.options import artifacts_place, storage_url
 from visweep.cli.prepare import Prepared
@@ -43,7 +44,7 @@ class Source:
     Attributes:
         name: of the study.
         specification: its own; the images are where this machine has them.
-        trials: those that are finished, the best completed one first.
+        trials: of ours those that are finished, the best completed one first.
         identifier: tells it from others of its name.
     """
 
@@ -97,7 +98,7 @@ def source_of(study: str, local: Local) -> Source:
         return Source(
             name=study,
             specification=replace(specification, data=images),
-            trials=tuple(finished(found.get_trials(deepcopy=False))),
+            trials=tuple(t for t in finished(found.get_trials(deepcopy=False)) if is_ours(t)),
             identifier=found.user_attrs.get(STUDY_ID),
         )
 
