@@ -40,7 +40,9 @@ SPECIFICATION = Specification(
 )
 
 
-def trial(arm: str, seed: int, value: float | None, **attributes: Any) -> FrozenTrial:
+def trial(
+    arm: str, seed: int, value: float | None, *, ours: bool = True, **attributes: Any
+) -> FrozenTrial:
     state = TrialState.COMPLETE if value is not None else TrialState.PRUNED
     state = attributes.pop("state", state)
     return create_trial(
@@ -48,7 +50,7 @@ def trial(arm: str, seed: int, value: float | None, **attributes: Any) -> Frozen
         value=value,
         params={"arm": arm, "seed": seed},
         distributions=dict(SPACE),
-        user_attrs=attributes,
+        user_attrs={"provenance": {}, **attributes} if ours else attributes,
     )
 
 
@@ -117,6 +119,22 @@ def test_runs_under_way_and_replicates_are_left_out() -> None:
     trials += [trial("vit", 1, None, state=TrialState.RUNNING)]
     table = ablation_table(SPECIFICATION, stored(trials))
     assert table.baselines[0].accuracy == {0: 0.5}
+
+
+def test_what_other_tools_add_is_left_out() -> None:
+    trials = [trial("vit", 0, 0.5), trial("vit", 0, 0.9, ours=False)]
+    trials += [trial("vit", 1, None, ours=False), trial("vit", 2, 0.7, ours=False)]
+    table = ablation_table(SPECIFICATION, stored(trials))
+    assert table.baselines[0].accuracy == {0: 0.5}
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, 93.0, float("inf")])
+def test_a_value_that_is_no_accuracy_is_no_result(value: float) -> None:
+    trials = [trial(arm, seed, 0.5) for arm in ("vit", "vit: depth=8") for seed in (0, 1)]
+    table = ablation_table(SPECIFICATION, stored([*trials, trial("vit", 2, value)]))
+    assert table.baselines[0].values == [0.5, 0.5]
+    missing = Missing(2, baseline="its value is no accuracy", changed="not run")
+    assert table.rows[0].row.missing == (missing,)
 
 
 def test_a_study_without_any_run_has_rows() -> None:

@@ -14,6 +14,7 @@ from visweep.analysis.document import Command, Document, Paragraph, Plot, Sectio
 from visweep.analysis.race import Raced, read_race
 from visweep.analysis.race_words import interval
 from visweep.analysis.report import build_report, document
+from visweep.analysis.statistics.comparison import NoResult
 from visweep.analysis.statistics.racing import Outcome
 from visweep.config import DataConfig, TrainConfig, ViTConfig
 from visweep.search.arms import arms_specification
@@ -82,7 +83,7 @@ def add_run(race: optuna.Study, name: str, seed: int, value: float | None) -> No
             value=value,
             params={"arm": name, "seed": seed},
             distributions=dict(specification().space),
-            user_attrs={"ended": DIVERGED} if value is None else {"ended": "completed"},
+            user_attrs={"ended": DIVERGED if value is None else "completed", "provenance": {}},
         )
     )
 
@@ -156,6 +157,24 @@ class TestReading:
         found = raced(race)
         assert found.race.wanted == (("trial 2", 3), ("trial 9", 3))
         assert found.seeds_of("trial 7") == [1, 2]
+
+    def test_what_other_tools_add_and_what_is_no_accuracy_decides_nothing(
+        self, study: optuna.Study
+    ) -> None:
+        race = add_race(study, BEHIND, LAST)
+        before = raced(race)
+        for value in (0.99, 7.0):
+            for seed in range(1, LAST + 1):
+                race.add_trial(
+                    create_trial(
+                        value=value,
+                        params={"arm": "trial 9", "seed": seed},
+                        distributions=dict(specification().space),
+                    )
+                )
+        assert raced(race) == before
+        add_run(race, "trial 9", 1, 7.0)
+        assert raced(race).results["trial 9"][1] == NoResult("its value is no accuracy")
 
     def test_a_tie_takes_the_highest_mean(self, study: optuna.Study) -> None:
         behind = {"trial 7": 0.1, "trial 2": 0.0, "trial 9": 0.1}

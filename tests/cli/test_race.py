@@ -22,7 +22,15 @@ from visweep.analysis.statistics.racing import Outcome
 from visweep.cli.search import quietly_opened
 from visweep.search.duplicates import propose_next
 from visweep.search.study import join_study
-from visweep.storage.specification import BUDGET, DROPPED, OF, RACE, TEST, Specification
+from visweep.storage.specification import (
+    BUDGET,
+    DROPPED,
+    OF,
+    RACE,
+    STUDY_ID,
+    TEST,
+    Specification,
+)
 
 SCRIPT = '''\
 """A search whose configurations differ: those that learn nothing are far behind."""
@@ -144,7 +152,8 @@ class TestARace:
         raced = decided.raced()
         assert raced.race.outcome is Outcome.WINNER
         assert raced.race.winner == raced.chosen == "trial 0"
-        assert decided.study().user_attrs[OF] == {"study": "greys", "kind": "race"}
+        source = decided.study("greys").user_attrs[STUDY_ID]
+        assert decided.study().user_attrs[OF] == {"study": "greys", "kind": "race", "id": source}
 
     def test_the_seeds_are_none_that_the_search_chose_by(self, decided: Races) -> None:
         assert decided.raced().seeds == tuple(range(1, 11))
@@ -366,6 +375,19 @@ class TestBadInput:
     def test_another_race_than_was_begun(self, decided: Races) -> None:
         assert "begun with 3..10" in decided.start("--seeds", "3..9").wait().refusal()
         assert "begun with 3;" in decided.start("--top", 2).wait().refusal()
+
+    def test_the_race_of_a_study_that_was_deleted(self, decided: Races, tmp_path: Path) -> None:
+        """Another search has its name by now."""
+        shutil.copytree(decided.folder, tmp_path / "copy")
+        here = Races(decided.launcher, tmp_path / "copy")
+        here.study("greys").set_user_attr(STUDY_ID, "another")
+        before = here.study().user_attrs, here.values()
+        assert here.start().wait().refusal() == (
+            "STUDY: 'greys-race' is there already, and this command did not make it of this "
+            "'greys'; begin anew: "
+            f"visweep delete greys-race --storage sqlite:///{here.folder}/studies.db"
+        )
+        assert (here.study().user_attrs, here.values()) == before
 
     def test_the_race_of_a_race(self, decided: Races) -> None:
         refused = decided.start(study="greys-race").wait().refusal()

@@ -216,6 +216,46 @@ def test_the_earlier_state_of_a_trial_that_one_side_left_alone_is_not_set_aside(
     assert set_aside(target) == []
 
 
+def mark(path: Path, sweep: Any, **attributes: Any) -> None:
+    """As `visweep shift` does, to the trial that has finished."""
+    one = sweep(path)
+    one.storage.set_trial_attributes(one.trials[0]._trial_id, attributes)
+    one.close()
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_was_written_to_either_copy_of_a_finished_trial_is_kept(
+    apart: tuple[Path, Path], sweep: Any, swapped: bool
+) -> None:
+    first, second = apart
+    mark(first, sweep, shift={"pixels": [0, 1]}, a=1)
+    mark(second, sweep, b=2)
+    pair = (second, first) if swapped else (first, second)
+    target = merged(*pair, "merged")
+    found = read(target).trials[0]
+    own = {"shift": {"pixels": [0, 1]}, "a": 1, "b": 2}
+    assert {key: found.attributes.get(key) for key in own} == own
+    assert found.attributes["provenance"] == {"host": "h"}
+    assert set_aside(target) == []
+    assert checkpoint(target, 0) == b"trial 1 epoch 4"
+
+
+def test_only_what_contradicts_is_set_aside(apart: tuple[Path, Path], sweep: Any) -> None:
+    first, second = apart
+    mark(first, sweep, shift=1, a=1)
+    mark(second, sweep, shift=22, b=2)
+    one, other = read(first), read(second)
+    for united in (unite(one, other), unite(other, one)):
+        found = united.study.trials[0].attributes
+        assert [found[key] for key in ("shift", "a", "b")] == [22, 1, 2]
+        (rival,) = united.set_aside
+        assert rival.attributes["shift"] == 1
+        for side in (one, other):
+            assert normal(unite(united.study, side).study) == normal(united.study)
+    (aside,) = set_aside(merged(first, second, "merged"))
+    assert {"key": "shift", "value_json": "1"} in aside["tables"]["trial_user_attributes"]
+
+
 def test_studies_of_one_file_alone_are_carried_over(first: Path, sweep: Any) -> None:
     second = first.parent.parent / "second" / "studies.db"
     second.parent.mkdir()
@@ -293,6 +333,7 @@ ACTIONS = st.lists(
         st.tuples(st.just("enqueue"), st.sampled_from([0.01, 0.02])),
         st.tuples(st.just("add"), st.sampled_from([0.5, 0.6])),
         st.tuples(st.just("attribute"), st.sampled_from(["a", "bb"])),
+        st.tuples(st.just("mark"), st.sampled_from(["shift", "seen"]), st.sampled_from([1, 22])),
         st.tuples(st.just("fail before it began")),
     ),
     max_size=6,
@@ -321,11 +362,23 @@ def act(one: Any, action: tuple[Any, ...]) -> None:
             one.study.add_trial(create_trial(state=TrialState.COMPLETE, value=value))
         case ("attribute", value):
             one.study.set_user_attr("note", value)
+        case ("mark", key, value):
+            mark_first(one, key, value)
         case _:
-            lease = one.slots.take()
-            if lease is not None and not lease.adopted:
-                one.finish(lease, TrialState.FAIL)
+            fail_next(one)
     one.slots.set_budget(one.study.user_attrs[BUDGET])
+
+
+def mark_first(one: Any, key: str, value: int) -> None:
+    ended = [t for t in one.trials if t.state in FINISHED]
+    if ended:
+        one.storage.set_trial_attributes(ended[0]._trial_id, {key: value})
+
+
+def fail_next(one: Any) -> None:
+    lease = one.slots.take()
+    if lease is not None and not lease.adopted:
+        one.finish(lease, TrialState.FAIL)
 
 
 def acted(sweep_type: Callable[..., Any], path: Path, actions: list[tuple[Any, ...]]) -> None:
@@ -422,7 +475,9 @@ def check_laws(a: StudyRows, b: StudyRows, c: StudyRows) -> None:
             continue
         # All that it says is said by the copy that went on.
         later = next(t for t in c.trials if t.uuid == trial.uuid)
-        assert trial.state == TrialState.RUNNING
+        assert trial.state == TrialState.RUNNING or trial.attributes.items() <= (
+            later.attributes.items()
+        )
         assert trial.curve.items() <= later.curve.items()
     # Curves have no gaps.
     for trial in c.trials:

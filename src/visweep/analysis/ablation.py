@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from statistics import fmean, stdev
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from visweep.analysis.overview import attribute
+from visweep.analysis.runs import accuracy_of, by_seed
 from visweep.analysis.statistics.comparison import Comparison, NoResult
 from visweep.analysis.statistics.verdicts import Row, Verdicts, judge
-from visweep.storage.replicates import seeds_of
-from visweep.storage.specification import ARM, SEED, Arm, Specification
+from visweep.storage.specification import Arm, Specification
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -131,7 +130,7 @@ def ablation_table(
         aim: the size of effect, in points, that the number of seeds is told for.
     """
     results = {
-        name: _results(name, arm, [t for t in trials if t.params.get(ARM) == name])
+        name: _results(name, arm, by_seed(trials, name, _ENDED))
         for name, arm in specification.arms.items()
     }
     changes = [each for each in results.values() if each.arm.against is not None]
@@ -153,27 +152,16 @@ def ablation_table(
     return AblationTable(tuple(results.values()), rows, verdicts, tuple(seeds))
 
 
-def _results(name: str, arm: Arm, trials: Sequence[FrozenTrial]) -> ArmResults:
-    accuracy: dict[int, float | NoResult] = {}
-    loss: dict[int, float] = {}
-    error: dict[int, float] = {}
-    # A failed trial may have been run again: what completed comes last, and stands.
-    own = (t for t in trials if t.state in _ENDED and SEED in t.params and not seeds_of(t))
-    for trial in sorted(own, key=lambda t: (t.state == TrialState.COMPLETE, t.number)):
-        seed = int(trial.params[SEED])
-        accuracy[seed] = _accuracy(trial)
-        for found, attribute_name in ((loss, "val_loss"), (error, "val_error_points")):
-            value = attribute(trial, attribute_name)
-            if value is not None:
-                found[seed] = value
-    return ArmResults(name, arm, accuracy, loss, error)
+def _results(name: str, arm: Arm, runs: Mapping[int, FrozenTrial]) -> ArmResults:
+    accuracy = {seed: accuracy_of(run) for seed, run in runs.items()}
+    return ArmResults(
+        name, arm, accuracy, _numbers(runs, "val_loss"), _numbers(runs, "val_error_points")
+    )
 
 
-def _accuracy(trial: FrozenTrial) -> float | NoResult:
-    if trial.state == TrialState.COMPLETE and trial.value is not None and isfinite(trial.value):
-        return float(trial.value)
-    ended = str(trial.user_attrs.get("ended", "")).strip()
-    return NoResult(ended or trial.state.name.lower())
+def _numbers(runs: Mapping[int, FrozenTrial], name: str) -> dict[int, float]:
+    found = {seed: attribute(run, name) for seed, run in runs.items()}
+    return {seed: value for seed, value in found.items() if value is not None}
 
 
 def _mean_of(values: Mapping[int, float], seeds: Sequence[int]) -> float | None:

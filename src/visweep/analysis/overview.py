@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from visweep.analysis.measure import Measure
 from visweep.errors import UsageError
-from visweep.storage.specification import BUDGET, OF, SPECIFICATION
+from visweep.storage.specification import BUDGET, SPECIFICATION, STUDY_ID, is_made_of
 from visweep.training.results import is_lost
 
 STATE_WORDS = {
@@ -250,6 +250,7 @@ def read(study: optuna.Study, where: Sequence[str] = ()) -> Overview:
 
 def _companions(study: optuna.Study, where: Sequence[str]) -> dict[str, Overview]:
     found = {}
+    identifier = study.user_attrs.get(STUDY_ID)
     for kind in COMPANIONS:
         try:
             other = optuna.load_study(
@@ -257,7 +258,7 @@ def _companions(study: optuna.Study, where: Sequence[str]) -> dict[str, Overview
             )
         except KeyError:
             continue
-        if other.user_attrs.get(OF) == {"study": study.study_name, "kind": kind}:
+        if is_made_of(other.user_attrs, study.study_name, identifier, kind):
             found[kind] = _read(other, where)
     return found
 

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from visweep.analysis.measure import Measure
 from visweep.analysis.overview import curve, ranked, value_of, was_pruned
+from visweep.analysis.runs import is_ours
 from visweep.analysis.statistics.paired import CONFIDENCE
 from visweep.storage.replicates import seeds_of
 from visweep.storage.specification import ARM, SEED
@@ -196,7 +197,7 @@ def judge_reruns(
 
     def rerun(number: int) -> Rerun:
         trial = by_number[number]
-        own = [t for t in reruns if t.params.get(ARM) == arm_of(number)]
+        own = [t for t in reruns if t.params.get(ARM) == arm_of(number) and is_ours(t)]
         value, failed = _outcome(own, seeds)
         if value is None:
             return Rerun(trial, None, failed)

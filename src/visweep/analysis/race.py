@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from visweep.analysis.overview import mapping
+from visweep.analysis.runs import accuracy_of, by_seed
 from visweep.analysis.statistics.comparison import NoResult
 from visweep.analysis.statistics.paired import paired_test
 from visweep.analysis.statistics.racing import Outcome, Race, race
-from visweep.storage.replicates import seeds_of
-from visweep.storage.specification import ARM, OF, RACE, SEED, TEST, Specification
+from visweep.storage.specification import OF, RACE, SEED, TEST, Specification
 from visweep.storage.tables import FINISHED
 
 
@@ -148,7 +148,9 @@ def read_race(
     begun = attributes[RACE]
     low = specification.space[SEED].low  # type: ignore[attr-defined]
     seeds = tuple(range(low, low + begun["last"]))
-    results = _results(list(specification.arms), trials)
+    # A run that failed is run again.
+    runs = {arm: by_seed(trials, arm, FINISHED) for arm in specification.arms}
+    results = {arm: {s: accuracy_of(run) for s, run in own.items()} for arm, own in runs.items()}
     tested = mapping(attributes, TEST)
     return Raced(
         study=str(mapping(attributes, OF).get("study", "")),
@@ -160,25 +162,6 @@ def read_race(
         race=race(results, seeds, begun["first"]),
         test=_tested(tested) if tested else None,
     )
-
-
-def _results(
-    arms: Sequence[str], trials: Sequence[FrozenTrial]
-) -> dict[str, dict[int, float | NoResult]]:
-    """Of the finished trials: one that failed is run again."""
-    found: dict[str, dict[int, float | NoResult]] = {arm: {} for arm in arms}
-    own = (t for t in trials if t.state in FINISHED and t.params.get(ARM) in found)
-    for trial in sorted(own, key=lambda t: (t.state == TrialState.COMPLETE, t.number)):
-        if not seeds_of(trial):
-            found[trial.params[ARM]][int(trial.params[SEED])] = _accuracy(trial)
-    return found
-
-
-def _accuracy(trial: FrozenTrial) -> float | NoResult:
-    if trial.state == TrialState.COMPLETE and trial.value is not None and isfinite(trial.value):
-        return float(trial.value)
-    ended = str(trial.user_attrs.get("ended", "")).strip()
-    return NoResult(ended or trial.state.name.lower())
 
 
 def _tested(stored: Mapping[str, Any]) -> TestResult:

@@ -6,15 +6,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from visweep.cli.companions import Source, companion, source_of
+from visweep.cli.companions import Source, begun, companion, source_of
 from visweep.cli.join import Local
 from visweep.cli.studies import opened
 from visweep.cli.sweep import train_all
 from visweep.errors import UsageError, unknown_name
 from visweep.search.arms import MOST_SEEDS, Change, changed
 from visweep.search.neighbours import neighbours
-from visweep.search.study import specification_of
-from visweep.storage.specification import SPECIFICATION
+from visweep.storage.specification import SPECIFICATION, Specification
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,8 @@ def ablate(wanted: Wanted) -> int:
         raise UsageError(f"--seeds: {wanted.seeds} is not accepted; accepted: 1 to {MOST_SEEDS}")
     source = source_of(wanted.study, wanted.local)
     kind = {"baseline": "ablation"}.get(wanted.to, wanted.to)
-    winner = source.chosen(_begun_with(wanted, kind) if wanted.trial is None else wanted.trial)
+    former = _begun_with(wanted, source, kind)
+    winner = source.chosen(former if wanted.trial is None else wanted.trial)
     changes = CHANGES[wanted.to](source, winner.params)
     name = f"trial {winner.number}"
     if not changes and wanted.to == "baseline":
@@ -59,23 +59,20 @@ def ablate(wanted: Wanted) -> int:
         first_seed=source.fresh_seed,
         trials=len(arms) * wanted.seeds,
         name=wanted.name,
+        renamed_by="--name",
     )
     return train_all(prepared, wanted.dry_run)
 
 
-def _begun_with(wanted: Wanted, kind: str) -> int | None:
+def _begun_with(wanted: Wanted, source: Source, kind: str) -> int | None:
     """The trial whose ablation has begun already, so that seeds are added to it though the search
     may have gone on; None where none has."""
-    import optuna
-
-    name = wanted.name or f"{wanted.study}-{kind}"
-    with opened(wanted.local.storage, wanted.study) as (_, storage):
-        if name not in optuna.get_all_study_names(storage):
-            return None
-        study = optuna.load_study(study_name=name, storage=storage)
-        if SPECIFICATION not in study.user_attrs:
-            return None
-        first = next(iter(specification_of(study).arms), "")
+    made = wanted.name or f"{source.name}-{kind}"
+    with opened(wanted.local.storage, source.name) as (study, storage):
+        former = begun(study, storage, made, kind, wanted.local, renamed_by="--name")
+    if SPECIFICATION not in former:
+        return None
+    first = next(iter(Specification.from_stored(former[SPECIFICATION]).arms), "")
     found = re.fullmatch(r"trial (\d+)", first)
     return int(found[1]) if found else None
 

@@ -207,7 +207,7 @@ def delete(
     artifacts: opt.Artifacts = None,
 ) -> None:
     """Delete a study, its trials and its checkpoints. Asks first."""
-    from visweep.cli.studies import delete_study, opened, require_idle
+    from visweep.cli.studies import delete_study, made_of_it, opened, require_idle
 
     with opened(storage, study, to_change=True) as (loaded, opened_storage):
         require_idle(loaded, opened_storage, elsewhere_too=not force)
@@ -216,8 +216,11 @@ def delete(
         if not yes and not typer.confirm(question):
             typer.echo("nothing was deleted")
             return
+        remaining = made_of_it(loaded, opened_storage)
         delete_study(loaded, opened_storage, opt.artifacts_place(artifacts))
     typer.echo(f"deleted {study}")
+    if remaining:
+        typer.echo(f"what was made of it is still there: {text.listing(remaining)}")
 
 
 @app.command()

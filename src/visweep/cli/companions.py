@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from visweep import data
+from visweep.analysis.runs import is_ours
 from visweep.cli.join import Local
 from visweep.cli.options import artifacts_place, storage_url
 from visweep.cli.prepare import Prepared
@@ -20,7 +23,17 @@ from visweep.search.arms import arms_specification
 from visweep.search.duplicates import trained_as
 from visweep.search.study import images_folder, specification_of
 from visweep.search.summary import finished
-from visweep.storage.specification import OF, Arm, Specification
+from visweep.storage.engine import Storage
+from visweep.storage.specification import (
+    OF,
+    SPECIFICATION,
+    STUDY_ID,
+    Arm,
+    Specification,
+    is_made_of,
+    made_of,
+)
+from visweep.storage.url import bare
 from visweep.training.resolve import device_name
 
 
@@ -31,12 +44,14 @@ class Source:
     Attributes:
         name: of the study.
         specification: its own; the images are where this machine has them.
-        trials: those that are finished, the best completed one first.
+        trials: of ours those that are finished, the best completed one first.
+        identifier: tells it from others of its name.
     """
 
     name: str
     specification: Specification
     trials: tuple[FrozenTrial, ...]
+    identifier: str | None = None
 
     def chosen(self, number: int | None) -> FrozenTrial:
         """The completed trial of this number, or the best one.
@@ -83,8 +98,52 @@ def source_of(study: str, local: Local) -> Source:
         return Source(
             name=study,
             specification=replace(specification, data=images),
-            trials=tuple(finished(found.get_trials(deepcopy=False))),
+            trials=tuple(t for t in finished(found.get_trials(deepcopy=False)) if is_ours(t)),
+            identifier=found.user_attrs.get(STUDY_ID),
         )
+
+
+def begun(
+    study: optuna.Study,
+    storage: Storage,
+    name: str,
+    kind: str,
+    local: Local,
+    *,
+    renamed_by: str | None = None,
+) -> Mapping[str, Any]:
+    """What a study keeps of itself that an earlier command made of another one, to go on with it;
+    nothing where there is none yet.
+
+    Args:
+        study: the other one.
+        storage: where both lie.
+        name: of the study.
+        kind: what it is for.
+        local: what this machine brings.
+        renamed_by: the option that gives it another name.
+
+    Raises:
+        UsageError: it was not made so: of one of the same name, perhaps, that was deleted.
+    """
+    if name not in optuna.get_all_study_names(storage):
+        return {}
+    attributes = optuna.load_study(study_name=name, storage=storage).user_attrs
+    identifier = study.user_attrs.get(STUDY_ID)
+    is_own = is_made_of(attributes, study.study_name, identifier, kind)
+    if SPECIFICATION in attributes and not is_own:
+        other = "" if renamed_by is None else f"give another {renamed_by}, or "
+        raise UsageError(
+            f"STUDY: {name!r} is there already, and this command did not make it of this "
+            f"{study.study_name!r}; {other}begin anew: {deleting(name, local)}"
+        )
+    return attributes
+
+
+def deleting(name: str, local: Local) -> str:
+    """The command that deletes a study."""
+    url = storage_url(local.storage)
+    return shlex.join(["visweep", "delete", name, "--storage", bare(url)])
 
 
 def companion(
@@ -97,6 +156,7 @@ def companion(
     trials: int,
     name: str | None = None,
     attributes: Mapping[str, Any] = MappingProxyType({}),
+    renamed_by: str = "STUDY",
 ) -> Prepared:
     """A study of arms beside the one that it is made of; nothing is written yet.
 
@@ -109,6 +169,7 @@ def companion(
         trials: how many it has in all.
         name: of the study; made of the source's by default.
         attributes: more that it keeps of itself.
+        renamed_by: the option that gives it another name; named by errors.
 
     Raises:
         UsageError: this machine has no such device.
@@ -145,6 +206,6 @@ def companion(
         specification=specification,
         dataset=dataset,
         device=device,
-        attributes={OF: {"study": source.name, "kind": kind}, **attributes},
-        renamed_by="--name",
+        attributes={OF: made_of(source.name, source.identifier, kind), **attributes},
+        renamed_by=renamed_by,
     )

@@ -28,7 +28,8 @@ Name = Annotated[
     typer.Option(
         "--name",
         metavar="NAME",
-        help="Name of the study that is made, such as why. [default: made of STUDY]",
+        help="Name of the study that is made, such as why; the report of STUDY shows the one that "
+        "is called STUDY-ablation only, or STUDY-neighbours. [default: made of STUDY]",
     ),
 ]
 
@@ -95,7 +96,6 @@ def pruned(
             "nearest to the best when they were stopped, the others drawn at random.",
         ),
     ] = 5,
-    name: Name = None,
     storage: opt.Storage = None,
     artifacts: opt.Artifacts = None,
     data_dir: opt.DataDir = None,
@@ -118,7 +118,7 @@ def pruned(
         pack=pack,
         timeout=opt.seconds(timeout),
     )
-    return pruned(Wanted(study=study, sample=sample, name=name, dry_run=dry_run, local=local))
+    return pruned(Wanted(study=study, sample=sample, dry_run=dry_run, local=local))
 
 
 def race(

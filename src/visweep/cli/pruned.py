@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, replace
-
-import optuna
 
 from visweep.analysis.measure import Measure
 from visweep.analysis.pruning import SAMPLE, Sample, arm_of, choose, eligible
-from visweep.cli.companions import Source, companion, source_of
+from visweep.cli.companions import Source, begun, companion, deleting, source_of
 from visweep.cli.join import Local
 from visweep.cli.studies import opened
 from visweep.cli.sweep import train_all
@@ -25,7 +22,6 @@ class Wanted:
 
     study: str
     sample: int
-    name: str | None
     dry_run: bool
     local: Local
 
@@ -40,8 +36,7 @@ def pruned(wanted: Wanted) -> int:
     source.chosen(None)
     if not eligible(source.trials):
         raise UsageError(f"STUDY: no trial of {wanted.study!r} was pruned that could run on")
-    name = wanted.name or f"{source.name}-{KIND}"
-    sample = _begun(wanted, source, name) or choose(
+    sample = _begun(wanted, source) or choose(
         source.trials, _ACCURACY, source.specification.seed, wanted.sample
     )
     by_number = {trial.number: trial for trial in source.trials}
@@ -54,28 +49,26 @@ def pruned(wanted: Wanted) -> int:
         wanted.local,
         first_seed=min(seeds),
         trials=len(arms) * len(seeds),
-        name=wanted.name,
     )
     attributes = {**prepared.attributes, SAMPLE: sample.to_json()}
     return train_all(replace(prepared, attributes=attributes), wanted.dry_run)
 
 
-def _begun(wanted: Wanted, source: Source, name: str) -> Sample | None:
+def _begun(wanted: Wanted, source: Source) -> Sample | None:
     """What an earlier call chose, to go on with; the search may have gone on since then.
 
     Raises:
-        UsageError: it chose another number of trials.
+        UsageError: it chose another number of trials, or another study's.
     """
-    with opened(wanted.local.storage, source.name) as (_, storage):
-        if name not in optuna.get_all_study_names(storage):
-            return None
-        found = optuna.load_study(study_name=name, storage=storage)
-        sample = Sample.from_json(found.user_attrs.get(SAMPLE))
+    name = f"{source.name}-{KIND}"
+    with opened(wanted.local.storage, source.name) as (study, storage):
+        former = begun(study, storage, name, KIND, wanted.local)
+        sample = Sample.from_json(former.get(SAMPLE))
     if sample is not None and len(sample.numbers) != min(wanted.sample, _all_of(sample)):
         number = len(sample.numbers)
         raise UsageError(
             f"--sample: {name!r} trains {number} pruned trials, not {wanted.sample}; accepted: "
-            f"{number}, or another after: visweep delete {shlex.quote(name)}"
+            f"{number}, or another after: {deleting(name, wanted.local)}"
         )
     return sample
 

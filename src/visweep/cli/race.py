@@ -10,22 +10,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from visweep.analysis.race import Searched
-from visweep.cli.companions import Source, companion, source_of
+from visweep.cli.companions import Source, begun, companion, deleting, source_of
 from visweep.cli.join import Local, resume
-from visweep.cli.options import storage_url
 from visweep.cli.studies import opened
 from visweep.cli.sweep import train_all
 from visweep.cli.testing import evaluate_once
 from visweep.errors import UsageError
 from visweep.search.arms import MOST_SEEDS
 from visweep.search.study import images_folder
-from visweep.storage.specification import OF, RACE, SPECIFICATION, Arm
-from visweep.storage.url import bare
+from visweep.storage.specification import OF, RACE, Arm
 
 KIND = "race"
 TOP = 5
@@ -54,12 +51,12 @@ def race(console: Console, wanted: Wanted) -> int:
         raise UsageError(f"--top: {wanted.top} is not accepted; accepted: 2, 3, 4, …")
     seeds = None if wanted.seeds is None else _range(wanted.seeds)
     name = f"{wanted.study}-{KIND}"
-    begun, local = _begun(wanted, name)
-    if begun is None:
+    former, local = _begun(wanted, name)
+    if former is None:
         source = source_of(wanted.study, local)
         status = _begin(source, name, wanted.top or TOP, seeds or SEEDS, local)
     else:
-        _require_same(begun, name, wanted, seeds)
+        _require_same(former, name, wanted, seeds)
         status = resume(console, name, local)
     if status == 0:
         evaluate_once(console, name, local)
@@ -90,21 +87,15 @@ def _begun(wanted: Wanted, name: str) -> tuple[Mapping[str, Any] | None, Local]:
             )
         if local.data_dir is None and (folder := images_folder(study)) is not None:
             local = replace(local, data_dir=Path(folder))
-        if name not in optuna.get_all_study_names(storage):
-            return None, local
-        attributes = optuna.load_study(study_name=name, storage=storage).user_attrs
-    if SPECIFICATION in attributes and RACE not in attributes:
-        raise UsageError(f"STUDY: {name!r} is there already, and is no race; rename or delete it")
-    return attributes.get(RACE), local
+        return begun(study, storage, name, KIND, local).get(RACE), local
 
 
 def _require_same(
-    begun: Mapping[str, Any], name: str, wanted: Wanted, seeds: tuple[int, int] | None
+    former: Mapping[str, Any], name: str, wanted: Wanted, seeds: tuple[int, int] | None
 ) -> None:
     """The thresholds depend on both, so that neither can change on the way."""
-    url = storage_url(wanted.local.storage)
-    delete = shlex.join(["visweep", "delete", name, "--storage", bare(url)])
-    arms, first, last = begun["arms"], begun["first"], begun["last"]
+    delete = deleting(name, wanted.local)
+    arms, first, last = former["arms"], former["first"], former["last"]
     if wanted.top not in (None, len(arms)):
         raise UsageError(
             f"--top: this race was begun with {len(arms)}; leave it out, or begin anew: {delete}"

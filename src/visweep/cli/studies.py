@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from visweep.storage.engine import Storage, open_storage, open_to_read, storage_
 from visweep.storage.holders import unfinished, working
 from visweep.storage.place import Place
 from visweep.storage.replicates import originals, seeds_of
-from visweep.storage.tables import slots
+from visweep.storage.specification import OF, STUDY_ID, made_of
+from visweep.storage.tables import slots, studies, study_attributes
 from visweep.storage.whereabouts import Artifacts
 
 _ATTRIBUTES = (
@@ -114,6 +116,20 @@ def delete_study(study: optuna.Study, storage: Storage, artifacts: str | None = 
     checkpoints.discard()
     for key in files:
         above.remove(key)
+
+
+def made_of_it(study: optuna.Study, storage: Storage) -> list[str]:
+    """Names of the studies that were made of one, such as its race."""
+    query = (
+        sa.select(studies.c.study_name, study_attributes.c.value_json)
+        .join(study_attributes, study_attributes.c.study_id == studies.c.study_id)
+        .where(study_attributes.c.key == OF)
+        .order_by(studies.c.study_id)
+    )
+    own = made_of(study.study_name, study.user_attrs.get(STUDY_ID), "")
+    with storage.reading() as connection:
+        found = [(name, json.loads(value)) for name, value in connection.execute(query)]
+    return [name for name, of in found if isinstance(of, dict) and {**of, "kind": ""} == own]
 
 
 def place_above(study: optuna.Study, storage: Storage, artifacts: str | None = None) -> Place:

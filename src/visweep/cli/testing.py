@@ -13,6 +13,7 @@ from rich.console import Console
 from visweep import data, text
 from visweep.analysis import race_words as words
 from visweep.analysis.race import Raced, TestResult, read_race
+from visweep.analysis.runs import by_seed
 from visweep.cli.join import Local
 from visweep.cli.options import artifacts_place, storage_url
 from visweep.cli.search import quietly_opened
@@ -20,7 +21,6 @@ from visweep.data.dataset import Split, fingerprint
 from visweep.errors import CheckpointError, DataError, UsageError
 from visweep.search.duplicates import trained_as
 from visweep.search.study import OpenStudy, images_folder, join_study, load_study
-from visweep.storage.replicates import seeds_of
 from visweep.storage.specification import ARM, SEED, TEST, provenance
 
 
@@ -131,14 +131,7 @@ def _measured(
 
 
 def _run(opened: OpenStudy, arm: str, seed: int) -> FrozenTrial:
-    return next(
-        trial
-        for trial in opened.trials()
-        if trial.state == TrialState.COMPLETE
-        and trial.params.get(ARM) == arm
-        and trial.params.get(SEED) == seed
-        and not seeds_of(trial)
-    )
+    return by_seed(opened.trials(), arm, [TrialState.COMPLETE])[seed]
 
 
 def _thin(opened: OpenStudy, arm: str | None) -> None:

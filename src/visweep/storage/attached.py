@@ -122,9 +122,14 @@ def named_in(study: StudyRows) -> set[str]:
 
 
 def missing(study: StudyRows, place: Place) -> list[tuple[str, str]]:
-    """Id and name of what is attached to a study itself and is not in the place."""
+    """Id and name of what we attached to a study and is not in the place.
+
+    What others attached may lie in any store of theirs, as far as we can tell.
+    """
+    identity = _Identity.of(study)
     found = _ids(study.parts[_ROWS])
-    return [(key, name) for key, name in found.items() if not place.fetch(key).is_file()]
+    own = [(key, name) for key, name in found.items() if identity.id_of(name) == key]
+    return [(key, name) for key, name in own if not place.fetch(key).is_file()]
 
 
 def forget(connection: sa.Connection, study: str, key: str) -> None:

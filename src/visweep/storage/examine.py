@@ -171,7 +171,7 @@ def _damaged(study: StudyRows, place: Place) -> Iterator[Finding]:
 
 
 def _detached(study: StudyRows, place: Place) -> Iterator[Finding]:
-    """Optuna's own upload, when it is killed, leaves the name of a file that is not there."""
+    """A disk that failed, or a person, may have taken a file away that we attached."""
     for key, name in attached.missing(study, place):
         yield Finding(
             f"study {study.name!r}: {name} is attached to it, and the file is missing",

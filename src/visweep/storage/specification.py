@@ -46,7 +46,7 @@ artifacts lie in a place of the user's, if this says so; the trainer is the vers
 study was begun with, which those of older versions do not say."""
 
 OF = "visweep:of"
-"""User attribute of a study that was made of another one: that one's name, and what kind it is."""
+"""User attribute of a study that was made of another one, see `made_of`."""
 
 RACE, DROPPED, TEST = "visweep:race", "visweep:dropped", "visweep:test"
 """User attributes of a study that races: between what and by which seeds, the arms that take part
@@ -229,6 +229,25 @@ class Specification:
         owner = self.model if hasattr(self.model, field) else self.train
         value = getattr(owner, field)
         return value[int(index)] if index else value
+
+
+def made_of(study: str, identifier: str | None, kind: str) -> dict[str, Any]:
+    """What a study keeps under `OF`, that is made of another one.
+
+    Args:
+        study: name of the other one.
+        identifier: its `STUDY_ID`, which tells it from one of the same name that was deleted.
+        kind: what it is made for, such as `race`.
+    """
+    known = {} if identifier is None else {"id": identifier}
+    return {"study": study, "kind": kind, **known}
+
+
+def is_made_of(
+    attributes: Mapping[str, Any], study: str, identifier: str | None, kind: str
+) -> bool:
+    """Whether a study with these user attributes was made of another one, as `made_of` says."""
+    return attributes.get(OF) == made_of(study, identifier, kind)
 
 
 def require_same(

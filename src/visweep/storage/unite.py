@@ -18,7 +18,13 @@ from optuna.trial import TrialState
 from visweep.storage import attached
 from visweep.storage.rows import Parts, Row, StudyRows, TrialRows, digest, plain
 from visweep.storage.specification import BRANCH, BUDGET
-from visweep.storage.tables import FINISHED, OF_A_TRIAL, slots, study_system_attributes
+from visweep.storage.tables import (
+    FINISHED,
+    OF_A_TRIAL,
+    slots,
+    study_system_attributes,
+    user_attributes,
+)
 
 _TRUNK = "trunk"
 """What a study that was never unpacked is called among branches."""
@@ -51,7 +57,8 @@ class United:
     Attributes:
         study: the one.
         sources: by the numbers of its trials that have begun, which trials each is the same as.
-        set_aside: the copies of trials that both went on with, and that lost.
+        set_aside: the copies of trials that both went on with, and that lost; or that were marked
+            otherwise when they had finished.
     """
 
     study: StudyRows
@@ -63,7 +70,7 @@ class United:
 class _Kept:
     trial: TrialRows
     sources: tuple[Source, ...]
-    rival: TrialRows | None = None
+    rivals: tuple[TrialRows, ...] = ()
 
 
 def unite(one: StudyRows, other: StudyRows) -> United:
@@ -96,7 +103,7 @@ def unite(one: StudyRows, other: StudyRows) -> United:
             trials=tuple(trials[number].released() for number in sorted(trials)),
         ),
         sources={number: k.sources for number, k in kept.items()},
-        set_aside=tuple(k.rival for k in kept.values() if k.rival is not None),
+        set_aside=tuple(rival for k in kept.values() for rival in k.rivals),
     )
 
 
@@ -131,6 +138,8 @@ def _better(one: TrialRows, other: TrialRows) -> _Kept:
     sources = (Source(0, one.number), Source(1, other.number))
     if essence(one) == essence(other):
         return _Kept(one, sources)
+    if _is_one_run(one, other):
+        return _marked(one, other, sources)
 
     def rank(trial: TrialRows) -> tuple[bool, int, int, str]:
         # The last decides where nothing else does, the same in either order.
@@ -140,7 +149,24 @@ def _better(one: TrialRows, other: TrialRows) -> _Kept:
     return _Kept(
         trial=winner,
         sources=(sources[0] if winner is one else sources[1],),
-        rival=None if _is_earlier(loser, winner) else loser,
+        rivals=() if _is_earlier(loser, winner) else (loser,),
+    )
+
+
+def _is_one_run(one: TrialRows, other: TrialRows) -> bool:
+    """Whether both copies are finished, and differ in nothing but what was written to them."""
+    bare = [replace(t, parts={**t.parts, user_attributes.name: ()}) for t in (one, other)]
+    return one.state in FINISHED and essence(bare[0]) == essence(bare[1])
+
+
+def _marked(one: TrialRows, other: TrialRows, sources: tuple[Source, ...]) -> _Kept:
+    """A finished trial with what was written to either copy, such as what shifts do to it."""
+    name = user_attributes.name
+    rows = _union(one.parts[name], other.parts[name])
+    return _Kept(
+        trial=replace(one, parts={**one.parts, name: rows}),
+        sources=sources,
+        rivals=tuple(t for t in (one, other) if any(r not in rows for r in t.parts[name])),
     )
 
 
