@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from visweep.config import ConvNetConfig, DataConfig, TrainConfig, ViTConfig
@@ -20,6 +21,7 @@ from visweep.search.study import OpenStudy, join_study, open_study
 from visweep.search.trainer import SharedTrainer
 from visweep.search.worker import Worker
 from visweep.storage.engine import Storage
+from visweep.storage.replicates import seeds_of
 from visweep.storage.specification import Arm, Specification, difference
 
 VIT = ViTConfig(patch_size=16, embed_dim=8, depth=1, num_heads=2)
@@ -105,6 +107,17 @@ class TestSpecification:
         with pytest.raises(UsageError, match="vit: depth=2"):
             specified(images).configurations({"arm": "vit: depth=3", "seed": 9})
 
+    def test_images_have_a_border_for_the_farthest_translation(
+        self, images: ResidentData, specification: Specification
+    ) -> None:
+        arms = dict(specified(images).arms)
+        arms["vit: translate=5"] = Arm(model=VIT, train=TRAIN.replace(translate=5))
+        assert specified(images, arms=arms).most_translation == 5
+        assert specification.most_translation == 2
+        for searched in (IntDistribution(0, 4), CategoricalDistribution([1, 4])):
+            space = {**specification.space, "translate": searched}
+            assert replace(specification, space=space).most_translation == 4
+
     def test_studies_without_arms_are_stored_as_before(self, specification: Specification) -> None:
         assert "arms" not in specification.identity()
         assert specification.configurations({"depth": 2})[0].depth == 2  # type: ignore[union-attr]
@@ -120,6 +133,31 @@ class TestTraining:
         seeds = (FIRST_SEED, FIRST_SEED + 1)
         assert pairs == [(name, seed) for seed in seeds for name in NAMES]
         assert {t.state for t in study.trials()} == {TrialState.COMPLETE}
+
+    def test_each_trial_says_what_it_changes(
+        self, images: ResidentData, storage: Storage, sweep: Callable[..., Any]
+    ) -> None:
+        study = opened(storage, images, 1)
+        work(study, images, sweep(1, name="other").heard)
+        said = [(t.user_attrs.get("against"), t.user_attrs.get("change")) for t in study.trials()]
+        assert said == [
+            (None, None),
+            ("vit", {"depth": [1, 2]}),
+            ("vit", {"num_heads": [2, 1], "drop": [0.0, 0.2]}),
+            ("vit", {"lr": [2e-3, 1e-3]}),
+            (None, None),
+        ]
+
+    def test_a_replicate_does_not_stand_for_the_run_itself(
+        self, images: ResidentData, storage: Storage, sweep: Callable[..., Any]
+    ) -> None:
+        """Somebody enqueues the first point again; then the point itself is still to be run."""
+        study = opened(storage, images, 1)
+        study.study.enqueue_trial({"arm": "vit", "seed": FIRST_SEED})
+        work(study, images, sweep(1, name="other").heard)
+        own = [t.params["arm"] for t in study.trials() if not seeds_of(t)]
+        assert sorted(own) == sorted(NAMES[: len(own)])
+        assert len(own) == len(NAMES) - 1, "the enqueued one took a slot"
 
     def test_it_equals_the_arm_trained_alone(
         self, images: ResidentData, storage: Storage, sweep: Callable[..., Any]
