@@ -30,7 +30,8 @@ def report(
         typer.Option(
             "--markdown",
             metavar="FILE",
-            help="Write it as Markdown too, such as report.md for a pull request.",
+            help="Write it as Markdown too, such as report.md for a pull request. "
+            "[default: not written]",
         ),
     ] = None,
     figures: Annotated[
@@ -39,7 +40,7 @@ def report(
             "--figures",
             metavar="DIR",
             help="Write its figures as PNG and SVG too, into a folder such as figures; needs "
-            "Chrome or Chromium.",
+            "Chrome or Chromium. [default: not written]",
         ),
     ] = None,
     tables: Annotated[
@@ -47,7 +48,8 @@ def report(
         typer.Option(
             "--tables",
             metavar="DIR",
-            help="Write its tables as CSV too, into a folder such as tables.",
+            help="Write its tables as CSV too, into a folder such as tables. "
+            "[default: not written]",
         ),
     ] = None,
     attach: Annotated[
