@@ -48,7 +48,7 @@ def images(new_study: NewStudy) -> dict[str, bytes]:
         for i in range(12)
     ]
     found = figures(document(new_study("hostile", trials)))
-    assert len(found) == 3 + 2 + 1
+    assert len(found) == 4 + 2 + 1
     return draw(found, "--figures")
 
 
@@ -56,8 +56,8 @@ def images(new_study: NewStudy) -> dict[str, bytes]:
 def test_each_figure_is_drawn_in_both_formats(images: dict[str, bytes]) -> None:
     stems = {Path(name).stem for name in images}
     assert {Path(name).suffix for name in images} == {".png", ".svg"}
-    assert len(images) == 2 * len(stems) == 12
-    assert {"history", "curves", "parallel", "importance", "slices-x"} <= stems
+    assert len(images) == 2 * len(stems) == 14
+    assert {"history", "curves", "parallel", "importance", "budget", "slices-x"} <= stems
 
 
 @needs_browser
