@@ -524,3 +524,24 @@ class TestPredict:
             line = launcher.run("visweep", "predict", *arguments, cwd=tmp_path).refusal()
             for word in words.split():
                 assert word in line, line
+
+
+def test_the_card_tells_of_the_test_images_that_a_race_looked_at() -> None:
+    """Of the very configuration, of another one, and of none."""
+    from types import SimpleNamespace
+
+    from visweep.cli.model_card import _of_the_test_images
+
+    tested = {
+        "arm": "trial 2", "accuracy": 0.121, "low": 0.08, "high": 0.16, "seeds": [1, 2, 3],
+        "images": 1500,
+    }  # fmt: skip
+
+    def said(arm: str, tested: Any) -> str:
+        facts: Any = SimpleNamespace(chosen=SimpleNamespace(arm=arm, tested=tested))
+        return _of_the_test_images(facts)
+
+    assert "whose 3 runs reached 12.1 % (95 %: 8.0 % to 16.0 %)" in said("trial 2", tested)
+    assert "expect about that of this model" in said("trial 2", tested)
+    assert "**not** of that configuration" in said("trial 1", tested)
+    assert "were not looked at" in said("trial 1", {})

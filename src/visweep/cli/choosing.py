@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from visweep import text
@@ -19,7 +21,7 @@ from visweep.search.study import checkpoints_of, images_folder, specification_of
 from visweep.search.summary import finished
 from visweep.search.threads import THREADS
 from visweep.storage.artifacts import Checkpoints
-from visweep.storage.specification import Specification
+from visweep.storage.specification import ARM, STUDY_ID, TEST, Specification, is_made_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ class Chosen:
         checkpoint: of its last epoch.
         threads: with which its study is trained.
         ranked: the finished trials of its study, the best first.
+        tested: what a race measured on the test images, as its study keeps it; empty where none
+            did.
     """
 
     wanted: Wanted
@@ -58,6 +62,12 @@ class Chosen:
     checkpoint: Path
     threads: int | None
     ranked: tuple[FrozenTrial, ...]
+    tested: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def arm(self) -> str:
+        """What a race calls its configuration."""
+        return str(self.trial.params.get(ARM, f"trial {self.trial.number}"))
 
 
 def choose(wanted: Wanted) -> Chosen:
@@ -87,7 +97,19 @@ def choose(wanted: Wanted) -> Chosen:
             checkpoint=checkpoint,
             threads=study.user_attrs.get(THREADS),
             ranked=tuple(finished(trials)),
+            tested=_tested(study),
         )
+
+
+def _tested(study: optuna.Study) -> Mapping[str, Any]:
+    """By the race that the study is, or by the one that was made of it."""
+    attributes = study.user_attrs
+    race = f"{study.study_name}-race"
+    if TEST not in attributes and race in optuna.get_all_study_names(study._storage):
+        other = optuna.load_study(study_name=race, storage=study._storage).user_attrs
+        if is_made_of(other, study.study_name, attributes.get(STUDY_ID), "race"):
+            attributes = other
+    return dict(attributes.get(TEST, {}))
 
 
 def _trial(wanted: Wanted, trials: Sequence[FrozenTrial]) -> FrozenTrial:

@@ -98,9 +98,24 @@ def _caution(facts: Facts) -> str:
     return (
         f"{how}.{again} **The best of many is flattered by chance: the accuracy of such a choice "
         "is optimistic.** Expect less on new images, and measure it on images that no choice has "
-        "seen before you rely on it. The data set's test images, where it has some, were not "
-        "looked at."
+        f"seen before you rely on it. {_of_the_test_images(facts)}"
     )
+
+
+def _of_the_test_images(facts: Facts) -> str:
+    tested = facts.chosen.tested
+    if not tested:
+        return "The data set's test images, where it has some, were not looked at."
+    low, high = tested["low"], tested["high"]
+    between = "" if low is None else f" (95 %: {text.percent(low)} to {text.percent(high)})"
+    said = (
+        f"A race of the search's leaders took {_escaped(tested['arm'])}, whose "
+        f"{text.plural(len(tested['seeds']), 'run')} reached {text.percent(tested['accuracy'])}"
+        f"{between} on the data set's {tested['images']:,} test images, measured once"
+    )
+    if tested["arm"] == facts.chosen.arm:
+        return f"{said}: expect about that of this model, which is of the same configuration."
+    return f"{said}; this model is **not** of that configuration."
 
 
 def _usage(facts: Facts) -> str:

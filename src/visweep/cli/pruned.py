@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 
+from visweep import text
 from visweep.analysis.measure import Measure
 from visweep.analysis.pruning import SAMPLE, Sample, arm_of, choose, eligible
 from visweep.cli.companions import Source, begun, companion, deleting, source_of
 from visweep.cli.join import Local
+from visweep.cli.options import console, storage_arguments, storage_url
 from visweep.cli.studies import opened
 from visweep.cli.sweep import train_all
 from visweep.errors import UsageError
@@ -51,7 +54,12 @@ def pruned(wanted: Wanted) -> int:
         trials=len(arms) * len(seeds),
     )
     attributes = {**prepared.attributes, SAMPLE: sample.to_json()}
-    return train_all(replace(prepared, attributes=attributes), wanted.dry_run)
+    status = train_all(replace(prepared, attributes=attributes), wanted.dry_run)
+    if status == 0 and not wanted.dry_run:
+        where = storage_arguments(storage_url(wanted.local.storage))
+        see = shlex.join(["visweep", "report", source.name, *where])
+        text.print_line(console(), f"would any of them have won? {see} says what follows")
+    return status
 
 
 def _begun(wanted: Wanted, source: Source) -> Sample | None:

@@ -13,6 +13,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from visweep import text
 from visweep.analysis.race import Searched
 from visweep.cli.companions import Source, begun, companion, deleting, source_of
 from visweep.cli.join import Local, resume
@@ -110,7 +111,12 @@ def _require_same(
 def _begin(source: Source, name: str, top: int, seeds: tuple[int, int], local: Local) -> int:
     found = leaders(source)
     if len(found) < max(2, top):
-        accepted = f"2 to {len(found)}" if len(found) > 2 else "2" if len(found) == 2 else "none"
+        if len(found) < 2:
+            raise UsageError(
+                f"STUDY: {text.plural(len(found), 'configuration')} of {source.name!r} completed, "
+                "and a race takes two at least; search on with more --trials, or --pruner none"
+            )
+        accepted = "2" if len(found) == 2 else f"2 to {len(found)}"
         raise UsageError(
             f"--top: {top} configurations are wanted, and {len(found)} of {source.name!r} have "
             f"completed; accepted: {accepted}"

@@ -80,6 +80,9 @@ def print_race(console: Console, opened: OpenStudy, where: Sequence[str] = ()) -
             text.print_line(console, words.looked(look))
     for line in _conclusions(raced):
         text.print_line(console, line)
+    if raced.chosen is not None and raced.test is None:
+        again = shlex.join(["visweep", "race", raced.study, *where])
+        text.print_line(console, f"the test images are looked at, once, by: {again}")
     see = ["visweep", "report", opened.name, *where]
     text.print_line(console, f"see more: {shlex.join(see)}")
 

@@ -107,7 +107,8 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
         done = opened.progress().finished
         if done > asked.trials:
             finished = text.plural(done, "finished trial")
-            said = f"{opened.name} has {finished}; --trials {asked.trials} takes none away"
+            less = "fewer seeds take" if opened.specification.arms else "--trials takes"
+            said = f"{opened.name} has {finished}, more than {asked.trials}; {less} none away"
             text.print_line(console, said)
         return work_on(console, opened, means, command)
 
