@@ -16,12 +16,15 @@ from visweep.config import ConvNetConfig, DataConfig, TrainConfig, ViTConfig
 from visweep.data.resident import ResidentData
 from visweep.errors import SpecificationMismatch, UsageError
 from visweep.search.arms import Ablation, arms_specification
+from visweep.search.duplicates import _Proposer, propose_next
 from visweep.search.interrupt import Interrupt
 from visweep.search.study import OpenStudy, join_study, open_study
 from visweep.search.trainer import SharedTrainer
 from visweep.search.worker import Worker
 from visweep.storage.engine import Storage
+from visweep.storage.owner import this_process
 from visweep.storage.replicates import seeds_of
+from visweep.storage.slots import Slots
 from visweep.storage.specification import Arm, Specification, difference
 
 VIT = ViTConfig(patch_size=16, embed_dim=8, depth=1, num_heads=2)
@@ -147,6 +150,36 @@ class TestTraining:
             ("vit", {"lr": [2e-3, 1e-3]}),
             (None, None),
         ]
+
+    def test_a_point_that_another_worker_begins_meanwhile_is_left_to_it(
+        self, images: ResidentData, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        study = opened(storage, images, 1)
+        slots, space = study.slots, study.specification.space
+        other = Slots(storage, study.study_id, this_process(1))
+        first = slots.take()
+        assert first is not None
+        assert slots.begin(first, study.specification.baseline(), space)
+        taken: list[Any] = []
+        untried = _Proposer._untried
+
+        def meanwhile(self: Any, start: int) -> Any:
+            found = untried(self, start)
+            if not taken:
+                taken.append(found)
+                lease = other.take()
+                assert lease is not None
+                assert other.begin(lease, found, space)
+            return found
+
+        monkeypatch.setattr(_Proposer, "_untried", meanwhile)
+        mine = replace(study, slots=Slots(storage, study.study_id, this_process(2)))
+        second = mine.slots.take()
+        assert second is not None
+        proposed = propose_next(mine, second)
+        assert taken[0]["arm"] == NAMES[1]
+        assert proposed.parameters == {"arm": NAMES[2], "seed": FIRST_SEED}
+        assert proposed.attributes == {}
 
     def test_a_replicate_does_not_stand_for_the_run_itself(
         self, images: ResidentData, storage: Storage, sweep: Callable[..., Any]

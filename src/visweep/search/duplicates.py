@@ -125,13 +125,14 @@ class _Proposer:
         self.bounds = Bounds(self.spec)
 
     def proposal(self) -> Proposal:
+        if self.spec.arms:
+            return self._next_of_arms()
         parameters = self._ask(0)
         if self.spec.duplicates == "run":
             return Proposal(parameters)
         alike = self._alike(parameters)
         note = ""
-        # Which point is next has been looked for already, where there are arms.
-        if alike and self.spec.duplicates == "skip" and not self.spec.arms:
+        if alike and self.spec.duplicates == "skip":
             other = self._another()
             if other is None and self.keep_to:
                 raise _NothingLeft
@@ -141,11 +142,28 @@ class _Proposer:
                 parameters, alike = other, self._alike(other)
         return Proposal(parameters, alike, self._as_replicate(parameters, alike), note)
 
+    def _next_of_arms(self) -> Proposal:
+        """All arms with one seed before any with another; a point is a replicate only where it
+        was enqueued, or where none is left."""
+        while True:
+            asked = self._is_enqueued(self.trial)
+            untried = None if asked else self._untried(0)
+            parameters = self.fixed if asked else untried or self.spec.baseline()
+            alike = self._alike(parameters)
+            if untried is not None and self._has_run(alike):
+                continue  # another worker has begun it since it was looked for
+            return Proposal(
+                {name: parameters[name] for name in self.spec.space},
+                alike,
+                self._as_replicate(parameters, alike),
+            )
+
+    def _has_run(self, alike: frozenset[int]) -> bool:
+        """Whether one of these trials is no replicate."""
+        return any(not seeds_of(self.opened.storage.get_trial(trial)) for trial in alike)
+
     def _ask(self, attempt: int) -> dict[str, Any]:
-        """A point that keeps the limits, by the sampler if that finds one; of a study of arms the
-        next one, all arms with one seed before any with another."""
-        if self.spec.arms:
-            return self._next_of_arms()
+        """A point that keeps the limits, by the sampler if that finds one."""
         for refused in range(PROPOSALS):
             parameters = self._asked(attempt + refused * (ATTEMPTS + 1))
             if self.bounds.allow(parameters):
@@ -154,11 +172,6 @@ class _Proposer:
                 raise UsageError(f"the enqueued point breaks {self.bounds.excess(parameters)}")
         purpose = f"allowed {attempt} {self.branch}"
         return self._drawn(seed_for(self.spec.seed, purpose, self.lease.number))
-
-    def _next_of_arms(self) -> dict[str, Any]:
-        if self._is_enqueued(self.trial):
-            return {name: self.fixed[name] for name in self.spec.space}
-        return self._untried(0) or self.spec.baseline()
 
     def _drawn(self, seed: int) -> dict[str, Any]:
         """Any point that keeps the limits, within what is fixed: each is as likely, as long as
