@@ -1,8 +1,7 @@
 """The command `visweep`: look at studies, train a configuration again, tidy up."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.box import SIMPLE
@@ -15,9 +14,6 @@ from visweep.cli import train_options as own
 from visweep.cli.workers import workers_table
 from visweep.storage.overview import StudyOverview, overview
 from visweep.training.results import TRAINER_VERSION
-
-if TYPE_CHECKING:
-    from visweep.cli.join import Local
 
 app = typer.Typer(
     add_completion=False,
@@ -131,9 +127,10 @@ def resume(
     timeout: opt.Timeout = None,
 ) -> int:
     """Go on with a study, as the command that began it would; to extend it, run that command."""
+    from visweep.cli.join import local_of
     from visweep.cli.join import resume as go_on
 
-    local = _local(storage, artifacts, data_dir, device, workers, pack, timeout)
+    local = local_of(storage, artifacts, data_dir, device, workers, pack, timeout)
     return go_on(opt.console(), study, local)
 
 
@@ -156,32 +153,10 @@ def worker(
     timeout: opt.Timeout = None,
 ) -> int:
     """Help with a study, from this or from another machine; what to train, the study says."""
-    from visweep.cli.join import work
+    from visweep.cli.join import local_of, work
 
-    local = _local(storage, artifacts, data_dir, device, workers, pack, timeout)
+    local = local_of(storage, artifacts, data_dir, device, workers, pack, timeout)
     return work(opt.console(), study, local)
-
-
-def _local(
-    storage: str | None,
-    artifacts: str | None,
-    data_dir: Path | None,
-    device: str,
-    workers: str,
-    pack: int,
-    timeout: str | None,
-) -> "Local":
-    from visweep.cli.join import Local
-
-    return Local(
-        storage=storage,
-        artifacts=artifacts,
-        data_dir=data_dir,
-        device=device,
-        workers=opt.number_of_workers(workers),
-        pack=pack,
-        timeout=opt.seconds(timeout),
-    )
 
 
 @app.command()

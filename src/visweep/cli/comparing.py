@@ -67,17 +67,9 @@ def ablate(
 ) -> int:
     """Train a study's winner again with one parameter changed at a time, and judge each change."""
     from visweep.cli.ablate import Wanted, ablate
-    from visweep.cli.join import Local
+    from visweep.cli.join import local_of
 
-    local = Local(
-        storage=storage,
-        data_dir=data_dir,
-        artifacts=artifacts,
-        device=device,
-        workers=opt.number_of_workers(workers),
-        pack=pack,
-        timeout=opt.seconds(timeout),
-    )
+    local = local_of(storage, artifacts, data_dir, device, workers, pack, timeout)
     wanted = Wanted(
         study=study, trial=trial, to=to, seeds=seeds, name=name, dry_run=dry_run, local=local
     )
@@ -106,18 +98,10 @@ def pruned(
     dry_run: own.DryRun = False,
 ) -> int:
     """Train a few pruned trials to their end: would any have won? The report says what follows."""
-    from visweep.cli.join import Local
+    from visweep.cli.join import local_of
     from visweep.cli.pruned import Wanted, pruned
 
-    local = Local(
-        storage=storage,
-        data_dir=data_dir,
-        artifacts=artifacts,
-        device=device,
-        workers=opt.number_of_workers(workers),
-        pack=pack,
-        timeout=opt.seconds(timeout),
-    )
+    local = local_of(storage, artifacts, data_dir, device, workers, pack, timeout)
     return pruned(Wanted(study=study, sample=sample, dry_run=dry_run, local=local))
 
 
@@ -149,16 +133,8 @@ def race(
     timeout: opt.Timeout = None,
 ) -> int:
     """Train a study's leaders with new seeds until one is best; then look at the test images."""
-    from visweep.cli.join import Local
+    from visweep.cli.join import local_of
     from visweep.cli.race import Wanted, race
 
-    local = Local(
-        storage=storage,
-        data_dir=data_dir,
-        artifacts=artifacts,
-        device=device,
-        workers=opt.number_of_workers(workers),
-        pack=pack,
-        timeout=opt.seconds(timeout),
-    )
+    local = local_of(storage, artifacts, data_dir, device, workers, pack, timeout)
     return race(opt.console(), Wanted(study=study, top=top, seeds=seeds, local=local))

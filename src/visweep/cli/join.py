@@ -9,7 +9,14 @@ from pathlib import Path
 from rich.console import Console
 
 from visweep import data, text
-from visweep.cli.options import artifacts_place, storage_arguments, storage_url, this_command
+from visweep.cli.options import (
+    artifacts_place,
+    number_of_workers,
+    seconds,
+    storage_arguments,
+    storage_url,
+    this_command,
+)
 from visweep.cli.search import Means, quietly_opened, work_on
 from visweep.data.dataset import Dataset
 from visweep.errors import DataError, UsageError
@@ -41,6 +48,31 @@ class Local:
     workers: int | None
     pack: int
     timeout: float | None
+
+
+def local_of(
+    storage: str | None,
+    artifacts: str | None,
+    data_dir: Path | None,
+    device: str,
+    workers: str,
+    pack: int,
+    timeout: str | None,
+) -> Local:
+    """What the options say that this machine brings.
+
+    Raises:
+        UsageError: the number of workers, or the duration, is none.
+    """
+    return Local(
+        storage=storage,
+        artifacts=artifacts,
+        data_dir=data_dir,
+        device=device,
+        workers=number_of_workers(workers),
+        pack=pack,
+        timeout=seconds(timeout),
+    )
 
 
 def resume(console: Console, study: str, local: Local) -> int:
