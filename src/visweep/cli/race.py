@@ -17,9 +17,9 @@ from visweep import text
 from visweep.analysis.race import Searched
 from visweep.cli.companions import Source, begun, companion, deleting, source_of
 from visweep.cli.join import Local, resume
+from visweep.cli.on_test_images import evaluate_once
 from visweep.cli.studies import opened
 from visweep.cli.sweep import train_all
-from visweep.cli.testing import evaluate_once
 from visweep.errors import UsageError
 from visweep.search.arms import MOST_SEEDS
 from visweep.search.study import images_folder
