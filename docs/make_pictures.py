@@ -2,8 +2,11 @@
 
     python docs/make_pictures.py vit-cluttered-digits-small [--storage URL]
 
-Writes docs/live-view.svg as the terminal showed it at two thirds of the study; the report's
-picture (docs/report.png) is a browser's screenshot of `visweep report`.
+Writes docs/live-view.svg as the terminal showed it at two thirds of the study. The report's
+picture is a browser's screenshot of the page that `visweep report` wrote:
+
+    chromium --headless --hide-scrollbars --window-size=1280,1700 --screenshot=docs/report.png \\
+        vit-cluttered-digits-small.html
 """
 
 from __future__ import annotations

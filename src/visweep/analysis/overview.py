@@ -117,7 +117,7 @@ class Cost:
     @property
     def saved(self) -> float:
         """The share of epochs that pruning saved, in [0, 1]."""
-        return max(0.0, 1.0 - self.spent / self.unpruned) if self.unpruned else 0.0
+        return max(0, self.unpruned - self.spent) / self.unpruned if self.unpruned else 0.0
 
 
 @dataclass(frozen=True)
