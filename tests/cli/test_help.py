@@ -126,10 +126,13 @@ def test_help_is_shown_without_torch(environment: dict[str, str]) -> None:
     assert shown.returncode == 0
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_dry_run_tells_and_writes_nothing(launcher: Any, tmp_path: Path) -> None:
+    """It probes the machine, which takes about a minute on an idle one."""
     url = f"sqlite:///{tmp_path}/studies.db"
     arguments = ["--dry-run", "--train-size", "300", "--trials", "7", "--storage", url]
-    shown = launcher.run(SWEEPS / "convnet_search.py", *arguments, cwd=tmp_path)
+    shown = launcher.start(SWEEPS / "convnet_search.py", *arguments, cwd=tmp_path).wait(400)
     assert (shown.status, shown.stderr) == (0, "")
     assert "study convnet-cluttered-digits-small, 7 trials" in shown.stdout
     for words in (
@@ -141,4 +144,4 @@ def test_a_dry_run_tells_and_writes_nothing(launcher: Any, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
     # Shorter than what is timed.
     short = ["--dry-run", "--train-size", "128", "--epochs", "1", "--storage", url]
-    assert launcher.run(SWEEPS / "vit_search.py", *short).status == 0
+    assert launcher.start(SWEEPS / "vit_search.py", *short).wait(400).status == 0
