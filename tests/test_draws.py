@@ -58,7 +58,6 @@ class TestKey:
 
 
 DRAWN: dict[str, Callable[[Draws], Tensor]] = {
-    "bytes": lambda draws: draws.random_bytes(37, "here"),
     "integers": lambda draws: draws.integers(-3, 9, (4, 5), "here"),
     "permutation": lambda draws: draws.permutation(23, "here"),
     "mask": lambda draws: draws.dropout_mask((4, 5), [0.3] * len(draws), torch.float32, "here"),
@@ -79,7 +78,7 @@ class TestDependOnTheKeyAlone:
         draws = at(3, 0, 1)
         fresh = draw(draws)
         torch.manual_seed(99)
-        draws.random_bytes(5, "elsewhere")
+        draws.dropout_mask((5,), [0.3, 0.4], torch.float32, "elsewhere")
         draws.at("step", 4).permutation(5, "here")
         assert torch.equal(draw(draws), fresh)
         assert torch.equal(draw(draws.at("epoch", 1).at("step", 3)), fresh)
@@ -162,24 +161,6 @@ def test_every_element_of_a_mask_is_dropped_alike() -> None:
     )
     for dropped in (masks == 0).sum(0).tolist():
         assert abs(z_score(dropped, steps, rate)) < 4.5
-
-
-def test_bytes_are_uniform_at_every_position_of_a_word() -> None:
-    """256 bins at each of the 8 positions; the sign bit of a word is drawn as well."""
-    count = 8 * 100_000
-    drawn = at(0).random_bytes(count, "here")[0].view(-1, 8)
-    for position in range(8):
-        observed = torch.bincount(drawn[:, position].long(), minlength=256).double()
-        expected = count / 8 / 256
-        statistic = ((observed - expected).square() / expected).sum().item()
-        assert 1e-4 < chi2.sf(statistic, 255) < 1 - 1e-4
-
-
-def test_count_of_bytes_need_not_fill_words() -> None:
-    for count in range(1, 20):
-        drawn = at(0, 0, 1).random_bytes(count, "here")
-        assert drawn.shape == (2, count)
-        assert torch.equal(drawn, at(0, 0, 1).random_bytes(40, "here")[:, :count])
 
 
 def correlation(one: Tensor, other: Tensor) -> float:

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from visweep.masks import Bytes, drawn_mask
 
 
 def key(*parts: int | str) -> int:
@@ -60,6 +61,7 @@ class Draws:
         self._seeds = tuple(seeds)
         self._streams: tuple[tuple[int | str, ...], ...] = tuple((s, *moment) for s in seeds)
         self._part: Part | None = None
+        self._source = Bytes()
         self._by_place = _seeds_for_every_place(device)
         count = 1 if self._by_place else len(self._seeds)
         self.generators = [torch.Generator(device) for _ in range(count)]
@@ -108,25 +110,12 @@ class Draws:
         before the next one is asked for.
 
         On the CPU torch seeds with the low 32 bits of the key, so that among the many streams of
-        a long run two may be equal; nothing compares or subtracts them. Bytes are not drawn so.
+        a long run two may be equal; nothing compares or subtracts them. Masks are not drawn so.
         """
         if not self._by_place:
             return self.generators[replica]
         self.generators[0].manual_seed(key(*self._streams[replica], place))
         return self.generators[0]
-
-    def random_bytes(self, count: int, place: str) -> Tensor:
-        """Independent uniform bytes, (K, count) uint8."""
-        words = -(-count // 8)
-        drawn: dict[tuple[int | str, ...], Tensor] = {}
-        for replica, stream in enumerate(self._streams):
-            # Trials of a study have the same seeds, and may be at the same step.
-            if stream not in drawn or not self._by_place:
-                drawn[stream] = self._words(replica, place, words)
-        first = drawn[self._streams[0]]
-        alone = len(self) == 1
-        both = first[None] if alone else torch.stack([drawn[stream] for stream in self._streams])
-        return both.view(torch.uint8)[:, :count]
 
     def _halfwords(self, count: int, rates: Sequence[float], place: str) -> Tensor:
         """Independent uniform 16-bit words, (K, count) int16; zeros where the rate is zero, so
@@ -138,11 +127,6 @@ class Draws:
 
     def _words(self, replica: int, place: str, count: int) -> Tensor:
         """Independent uniform 64-bit words, (count,) int64."""
-        if self._by_place:
-            # SFC64 (Doty-Humphrey, https://pracrand.sourceforge.net) draws a word in a third of
-            # the time of torch's Mersenne Twister.
-            stream = np.random.SFC64(key(*self._streams[replica], place))
-            return torch.from_numpy(stream.random_raw(count).view(np.int64))
         words = torch.empty(count, dtype=torch.int64, device=self.device)
         # Without the lower bound torch leaves the sign bit of every word at zero.
         return words.random_(-(2**63), None, generator=self.generator(replica, place))
@@ -180,24 +164,26 @@ class Draws:
         """Inverted-dropout factors, 0 or 1/(1 - rate): (K, *shape) of `dtype`. The first axis is
         of images, or of images times tokens.
 
-        On the CPU each element costs one random byte. A byte can only split at a multiple of
-        1/256, so the split is itself drawn, once per mask and replica, between the two nearest
-        ones: over steps every element is dropped with exactly the rate asked for. On a GPU it
-        costs two, which split at the nearest multiple of 1/65536.
+        On the CPU each element costs one random byte; see `visweep.masks`. On a GPU it costs two,
+        which split at the nearest multiple of 1/65536.
         """
         count = self._whole(prod(shape))
         if not self._by_place:
             drawn = self._of_part(self._halfwords(count, rates, place))
-            splits, factors = _columns(tuple(rates), dtype, self.device)
-            mask = torch.ge(drawn, splits).to(dtype).mul_(factors)
-            return mask.view(len(self), *shape)
-        cuts, scales = [], []
-        for stream, rate in zip(self._streams, rates, strict=True):
-            nudge = key(*stream, place, "split") / 2.0**63
-            cuts.append(int(rate * 256.0 + nudge))
-            scales.append(1.0 / (1.0 - rate))
-        bytes_ = self._of_part(self.random_bytes(count, place))
-        return _mask_by_rows(bytes_, cuts, scales, dtype).view(len(self), *shape)
+            least, factors = _columns(tuple(rates), dtype, self.device)
+            return torch.ge(drawn, least).to(dtype).mul_(factors).view(len(self), *shape)
+        mask = drawn_mask(self._bytes(place), rates, count, dtype)
+        return self._of_part(mask).view(len(self), *shape)
+
+    def _bytes(self, place: str) -> Iterator[tuple[Bytes, list[int]]]:
+        """Where the random bytes of a place come from, and for which replicas."""
+        rows: dict[tuple[int | str, ...], list[int]] = {}
+        for row, stream in enumerate(self._streams):
+            # Trials of a study have the same seeds, and may be at the same step.
+            rows.setdefault(stream, []).append(row)
+        for stream, of in rows.items():
+            self._source.begin(*stream, place)
+            yield self._source, of
 
 
 @cache
@@ -220,28 +206,3 @@ def _columns(
 def _seeds_for_every_place(device: torch.device) -> bool:
     """Whether a generator is seeded anew for every place, or only for every moment."""
     return device.type == "cpu"
-
-
-def _mask_by_rows(
-    drawn: Tensor, splits: Sequence[int], factors: Sequence[float], dtype: torch.dtype
-) -> Tensor:
-    """(K, count) of `dtype`: a row's factor where its byte reaches its split, elsewhere 0.
-
-    Torch converts and multiplies integers of 16 bits two to three times as fast as bfloat16, and
-    0 or 1 times the bits of a factor is 0 or these bits.
-    """
-    kept = torch.empty(drawn.shape, dtype=torch.uint8)
-    by_bits = dtype == torch.bfloat16
-    for row, bytes_, split in zip(kept, drawn, splits, strict=True):
-        # 256 is no byte: then all are dropped.
-        row.zero_() if split > 255 else torch.ge(bytes_, split, out=row)
-    mask = kept.to(torch.int16 if by_bits else dtype)
-    for row, factor in zip(mask, factors, strict=True):
-        row.mul_(_bits(factor) if by_bits else factor)
-    return mask.view(dtype)
-
-
-@cache
-def _bits(factor: float) -> int:
-    """Of the nearest bfloat16, as an integer of 16 bits."""
-    return int(torch.tensor(factor, dtype=torch.bfloat16).view(torch.int16))

@@ -108,23 +108,26 @@ def test_elements_are_dropped_at_the_rate(rate: float) -> None:
     assert abs(dropped.item() - steps * size * rate) < 4 * deviation + rounded
 
 
-def test_bytes_are_uniform_at_every_position_of_a_word() -> None:
+def test_no_place_in_a_word_is_favoured() -> None:
+    """A mask takes four numbers from each."""
     draws = Draws((0, 1), torch.device("cuda"), ("step", 0))
-    drawn = draws.random_bytes(8 * 100_000, "here")
-    assert not torch.equal(drawn[0], drawn[1])
-    for position in range(8):
-        observed = torch.bincount(drawn[0].view(-1, 8)[:, position].long(), minlength=256)
-        expected = 100_000 / 256
-        statistic = ((observed - expected).square() / expected).sum().item()
-        assert 160 < statistic < 370  # 255 degrees of freedom: 1e-5 beyond each end
+    mask = draws.dropout_mask((4 * 100_000,), [0.3, 0.3], torch.float32, "here")
+    assert not torch.equal(mask[0], mask[1])
+    dropped = (mask[0].view(-1, 4) == 0).sum(0).tolist()
+    deviation = (100_000 * 0.3 * 0.7) ** 0.5
+    assert all(abs(count - 30_000) < 4.5 * deviation for count in dropped)
 
 
 def test_a_replica_draws_what_it_draws_alone() -> None:
     cuda = torch.device("cuda")
     stacked = Draws((3, 5), cuda, ("step", 1))
+
+    def mask(draws: Draws) -> torch.Tensor:
+        return draws.dropout_mask((37,), [0.3] * len(draws), torch.float32, "a")
+
     for k, seed in enumerate((3, 5)):
         alone = Draws((seed,), cuda, ("step", 1))
-        assert torch.equal(stacked.random_bytes(37, "a")[k], alone.random_bytes(37, "a")[0])
+        assert torch.equal(mask(stacked)[k], mask(alone)[0])
         assert torch.equal(stacked.permutation(99, "a")[k], alone.permutation(99, "a")[0])
         assert torch.equal(
             stacked.integers(0, 9, (5,), "a")[k], alone.integers(0, 9, (5,), "a")[0]
@@ -190,10 +193,13 @@ class TestGraphs:
     def test_draws_differ_from_replay_to_replay(self) -> None:
         cuda = torch.device("cuda")
         draws = Draws((3, 5), cuda, ())
-        seen = torch.zeros(2, 800, dtype=torch.uint8, device=cuda)
+        seen = torch.zeros(2, 800, device=cuda)
+
+        def mask(draws: Draws) -> torch.Tensor:
+            return draws.dropout_mask((800,), [0.3, 0.3], torch.float32, "here")
 
         def draw() -> None:
-            seen.copy_(draws.random_bytes(800, "here"))
+            seen.copy_(mask(draws))
 
         draw()
         graph = captured(draw, draws.generators)
@@ -203,7 +209,7 @@ class TestGraphs:
             draws.at_each("step", (step, step))
             graph.replay()
             replayed.append(seen.clone())
-            alone = draws.at_each("step", (step, step)).random_bytes(800, "here")
+            alone = mask(draws.at_each("step", (step, step)))
             assert torch.equal(replayed[-1], alone)
         assert torch.equal(replayed[0], replayed[2])
         assert not torch.equal(replayed[0], replayed[1])

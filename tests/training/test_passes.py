@@ -505,10 +505,14 @@ def test_what_cannot_stack_is_refused(vit: ViTConfig) -> None:
 
 
 def test_equal_streams_are_drawn_once_and_are_those_of_each_alone() -> None:
+    rates = [0.3, 0.4, 0.3, 0.3]
     draws = Draws((3, 3, 5, 3), CPU, ()).at_each("step", (7, 7, 7, 8))
-    bytes_ = draws.random_bytes(100, "here")
-    for row, (seed, step) in zip(bytes_, [(3, 7), (3, 7), (5, 7), (3, 8)], strict=True):
-        alone = Draws((seed,), CPU, ("step", step)).random_bytes(100, "here")
+    mask = draws.dropout_mask((100,), rates, torch.float32, "here")
+    keys = zip([(3, 7), (3, 7), (5, 7), (3, 8)], rates, strict=True)
+    for row, ((seed, step), rate) in zip(mask, keys, strict=True):
+        alone = Draws((seed,), CPU, ("step", step)).dropout_mask(
+            (100,), [rate], torch.float32, "here"
+        )
         assert torch.equal(row, alone[0])
-    part = draws.rows(1, 3).random_bytes(100, "here")
-    assert torch.equal(part, bytes_[1:3])
+    part = draws.rows(1, 3).dropout_mask((100,), rates[1:3], torch.float32, "here")
+    assert torch.equal(part, mask[1:3])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-TRAINER_VERSION = 3
+TRAINER_VERSION = 4
 """Of the draws, and of how parameters are laid out: a run of another one does not go on here, and
 a configuration trained anew comes to other numbers."""
 OUT_OF_MEMORY = "out of memory"
