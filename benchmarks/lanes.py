@@ -5,10 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import nullcontext
+from importlib import import_module
 from math import inf
 from threading import BrokenBarrierError
 from typing import Any, Protocol
+
+from visweep.search.processes import tuned
 
 _PRELOADED = ["visweep.search.preloaded", "torchvision.datasets", "optuna"]
 _PATIENCE = 600.0
@@ -55,21 +59,38 @@ class Pace:
         return sum(e.images for e in self._timed) / sum(e.train_seconds for e in self._timed)
 
 
-def pool(count: int) -> ProcessPoolExecutor:
-    """So many processes that have imported torch already, on either side alike."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+def pool(count: int, *, as_worker: bool = False) -> ProcessPoolExecutor:
+    """So many processes that have imported torch already, on either side alike.
+
+    Args:
+        as_worker: with the settings of the C library that workers have. They are read when a
+            process begins: so none is forked from a server, which is begun once for both sides.
+    """
+    context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(count)
-    return ProcessPoolExecutor(count, context, initializer=_begin, initargs=(barrier,))
+    return _Pool(count, context, initializer=_begin, initargs=(barrier,), as_worker=as_worker)
 
 
-def together(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `work(*arguments)` returns in each of `count` new processes.
+class _Pool(ProcessPoolExecutor):
+    def __init__(self, *arguments: Any, as_worker: bool, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._as_worker = as_worker
+
+    def submit(self, *arguments: Any, **named: Any) -> Future[Any]:
+        # All processes are started with the first of these.
+        with tuned() if self._as_worker else nullcontext():
+            return super().submit(*arguments, **named)
+
+
+def together(
+    count: int, work: Callable[..., Any], *arguments: Any, as_worker: bool = False
+) -> list[Any]:
+    """What `work(*arguments)` returns in each of `count` new processes; see `pool`.
 
     Raises:
         Exception: what it raised in one of them.
     """
-    with pool(count) as processes:
+    with pool(count, as_worker=as_worker) as processes:
         futures = [processes.submit(_call, work, arguments) for _ in range(count)]
         errors = [error for future in futures if (error := future.exception())]
     for error in sorted(errors, key=lambda e: isinstance(e, BrokenBarrierError)):
@@ -85,6 +106,8 @@ def wait_for_all() -> None:
 def _begin(barrier: Any) -> None:
     global _barrier
     _barrier = barrier
+    for name in _PRELOADED:
+        import_module(name)
 
 
 def _call(work: Callable[..., Any], arguments: Sequence[Any]) -> Any:

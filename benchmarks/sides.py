@@ -128,15 +128,15 @@ class Case:
         train = self.train.replace(seeds=tuple(range(replicas)))
         few = _first(_dataset(bench.data_dir), *self.sizes)
         arguments = (self.model, train, few, bench.device, bench.threads, bench.seconds)
-        return sum(together(bench.workers, _our_rate, *arguments))
+        return sum(together(bench.workers, _our_rate, *arguments, as_worker=True))
 
     def processes(self, count: int) -> float:
         """Images per second of so many processes, each with a run of its own."""
-        return sum(together(count, _our_rate, *self._alone(count)))
+        return sum(together(count, _our_rate, *self._alone(count), as_worker=True))
 
     def lanes(self, count: int) -> float:
         """Images per second of so many lanes of one process, each with a run of its own."""
-        return float(together(1, _lanes_rate, *self._alone(1), count)[0])
+        return float(together(1, _lanes_rate, *self._alone(1), count, as_worker=True)[0])
 
     def _alone(self, processes: int) -> tuple[Any, ...]:
         bench = self.bench

@@ -33,7 +33,7 @@ def context_with_torch() -> ForkServerContext:
     context.set_forkserver_preload(_PRELOADED)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with _tuned():
+        with tuned():
             forkserver.ensure_running()
     finally:
         signal.signal(signal.SIGINT, before)
@@ -41,8 +41,11 @@ def context_with_torch() -> ForkServerContext:
 
 
 @contextmanager
-def _tuned() -> Iterator[None]:
-    """The C library reads its settings when a process begins; what the user has set stays."""
+def tuned() -> Iterator[None]:
+    """Processes that are begun meanwhile have the settings of workers.
+
+    The C library reads them when a process begins; what the user has set stays.
+    """
     given = os.environ.get(_TUNABLES)
     chosen = given.split(":") if given else []
     named = {setting.partition("=")[0] for setting in chosen}
