@@ -11,7 +11,7 @@ from optuna.distributions import IntDistribution
 from visweep.config import DataConfig, TrainConfig, ViTConfig
 from visweep.search import room
 from visweep.search.expectation import Expectation
-from visweep.search.room import free_memory, workers_with_room
+from visweep.search.room import free_memory, room_of_each, workers_with_room
 from visweep.search.watch import Watcher
 from visweep.storage.limits import Limits
 from visweep.storage.specification import Specification
@@ -64,8 +64,20 @@ def test_fewer_workers_where_not_all_have_room(free: int, pack: int, fitting: in
     )
 
 
+def test_each_has_its_share_beside_what_its_process_takes() -> None:
+    found = room_of_each(4, expected(), 8 * GIB)
+    assert found is not None
+    assert found.bytes == 2 * GIB - 2**28
+    assert found.calibration == expected().calibration
+    crowded = room_of_each(4, expected(), GIB // 2)
+    assert crowded is not None
+    assert crowded.bytes == 0
+
+
 def test_where_nothing_is_known_all_begin() -> None:
     told = Told()
+    assert room_of_each(4, None, GIB) is None
+    assert room_of_each(4, expected(), None) is None
     assert workers_with_room(4, 1, None, GIB, told) == 4
     assert workers_with_room(4, 1, expected(), None, told) == 4
     assert told.notes == []

@@ -24,7 +24,7 @@ from visweep.search.interrupt import Interrupt
 from visweep.search.live import view_for
 from visweep.search.making import TrainerMaker
 from visweep.search.packing import PackedWorker, make_worker
-from visweep.search.room import free_memory, workers_with_room
+from visweep.search.room import free_memory, room_of_each, workers_with_room
 from visweep.search.study import OpenStudy, open_study
 from visweep.search.summary import print_summary
 from visweep.search.threads import (
@@ -243,6 +243,9 @@ def _workers(
         threads=pinned_threads(opened, wanted, means.device),
     )
     count = min(wanted, -(-opened.slots.unfinished() // means.pack))
+    if means.device == "cpu":
+        expected = _expected(opened, means)
+        maker = replace(maker, room=room_of_each(count, expected, free_memory()))
     with ExitStack() as stack:
         images = _shared_images(stack, means, maker.margin, view) if count > 1 else None
         if images is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from visweep.data.dataset import Dataset
 from visweep.data.shared import SharedData
 from visweep.search.worker import Trainer
+from visweep.training.room import Room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +19,14 @@ class TrainerMaker:
         margin: largest translation of a training image, in pixels.
         device: that trains.
         threads: of the processor, that it uses.
+        room: what each of its passes may take; None where that is not known.
     """
 
     images: Dataset | SharedData
     margin: int
     device: str
     threads: int
+    room: Room | None = None
 
     def __call__(self) -> Trainer:
         import torch
@@ -36,5 +39,5 @@ class TrainerMaker:
         device = torch.device(self.device)
         use(device)
         if isinstance(self.images, Dataset):
-            return SharedTrainer(to_device(self.images, device, self.margin))
-        return SharedTrainer(self.images.to(device))
+            return SharedTrainer(to_device(self.images, device, self.margin), self.room)
+        return SharedTrainer(self.images.to(device), self.room)

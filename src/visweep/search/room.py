@@ -1,4 +1,4 @@
-"""How many workers fit in this machine's memory.
+"""How many workers fit in this machine's memory, and how much of it each of them has.
 
 Linux grants a process what it asks for and kills one when pages run out, so what does not fit had
 better not begin.
@@ -11,6 +11,7 @@ from pathlib import Path
 from visweep import text
 from visweep.search.expectation import Expectation
 from visweep.search.watch import Watcher
+from visweep.training.room import Room
 
 _MEMINFO = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")
@@ -44,6 +45,13 @@ def _of_the_group() -> int | None:
         return max(0, int(most) - int(held) + int(counted.get("inactive_file", 0)))
     except (OSError, ValueError):
         return None
+
+
+def room_of_each(workers: int, expected: Expectation | None, free: int | None) -> Room | None:
+    """What each of so many workers has for a pass; None where that is not known."""
+    if expected is None or free is None:
+        return None
+    return Room(max(0.0, free / workers - _WORKER), expected.calibration)
 
 
 def workers_with_room(

@@ -16,6 +16,7 @@ from visweep.training.fit import fit, require_fit
 from visweep.training.memory import give_back
 from visweep.training.passes import Member
 from visweep.training.results import FitResult, OnEpoch
+from visweep.training.room import Room
 from visweep.training.rounds import Rounds, Turn
 from visweep.training.run import Run
 
@@ -25,10 +26,12 @@ class SharedTrainer(Trainer):
 
     Args:
         data: the images, on the training device.
+        room: what a pass may take; None where that is not known.
     """
 
-    def __init__(self, data: ResidentData) -> None:
+    def __init__(self, data: ResidentData, room: Room | None = None) -> None:
         self._data = data
+        self._room = room
 
     @property
     def device(self) -> str:
@@ -39,7 +42,7 @@ class SharedTrainer(Trainer):
         return torch.get_num_threads()
 
     def engine(self) -> PassEngine:
-        return PassEngine(self._data, others_beside=self.others_beside)
+        return PassEngine(self._data, others_beside=self.others_beside, room=self._room)
 
     def fit(
         self, model: ModelConfig, train: TrainConfig, *, on_epoch: OnEpoch, checkpoint: Path
@@ -52,6 +55,7 @@ class SharedTrainer(Trainer):
                 on_epoch=on_epoch,
                 checkpoint=checkpoint,
                 others_beside=self.others_beside,
+                room=self._room,
             )
         finally:
             # The next model may be smaller, and other workers share this machine's memory.
@@ -64,11 +68,14 @@ class PassEngine(Engine[Turn]):
     Args:
         data: the images, on the training device.
         others_beside: whether other processes train on it, and could make room.
+        room: what a pass may take; None where that is not known.
     """
 
-    def __init__(self, data: ResidentData, *, others_beside: bool = False) -> None:
+    def __init__(
+        self, data: ResidentData, *, others_beside: bool = False, room: Room | None = None
+    ) -> None:
         self.data = data
-        self.rounds = Rounds(data, others_beside=others_beside)
+        self.rounds = Rounds(data, others_beside=others_beside, room=room)
         self._place_of: dict[Run, Place[Turn]] = {}
 
     def trainer(self, place: Place[Turn]) -> Trainer:

@@ -16,6 +16,7 @@ from visweep.training.memory import insist
 from visweep.training.passes import Member
 from visweep.training.resolve import require_batch
 from visweep.training.results import FitResult, OnEpoch
+from visweep.training.room import Room
 from visweep.training.rounds import Rounds
 from visweep.training.run import Run
 
@@ -29,6 +30,7 @@ def fit(
     checkpoint: Path | None = None,
     device: str = "auto",
     others_beside: bool = False,
+    room: Room | None = None,
 ) -> FitResult:
     """Train one replica per seed of `train_config.seeds`, all in one pass.
 
@@ -43,6 +45,7 @@ def fit(
             and number of threads, to the same bits as without the interruption.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; ignored where `data` already is on a device.
         others_beside: whether other processes train on the device, and could make room.
+        room: what the run may take; batches that are estimated to take more are divided.
 
     Raises:
         UsageError: the configurations do not fit the data or the machine.
@@ -58,7 +61,8 @@ def fit(
     member = Member(model_config, train_config)
     return insist(
         lambda: _fit(
-            Run(member, data, on_epoch, checkpoint), Rounds(data, others_beside=others_beside)
+            Run(member, data, on_epoch, checkpoint),
+            Rounds(data, others_beside=others_beside, room=room),
         ),
         "the model",
     )

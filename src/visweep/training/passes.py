@@ -35,6 +35,7 @@ from visweep.training.memory import attempt, insist, keep_pages, trim
 from visweep.training.micro import MicroBatches
 from visweep.training.optimizer import AdamW, FlatParameters, schedule
 from visweep.training.results import EpochResult
+from visweep.training.room import Room
 from visweep.training.unattended import Unattended
 
 _T = TypeVar("_T")
@@ -84,6 +85,7 @@ class Pass:
         members: of one bucket.
         data: what they are trained on.
         states: where each goes on; None for one that begins. None for all that.
+        room: what it may take; None where that is not known.
 
     Attributes:
         members: in the order in which results are given.
@@ -99,6 +101,7 @@ class Pass:
         members: Sequence[Member],
         data: ResidentData,
         states: Sequence[State | None] | None = None,
+        room: Room | None = None,
     ) -> None:
         if data.device.type == "cpu":
             keep_pages()
@@ -112,6 +115,8 @@ class Pass:
         self.config = members[0].train
         self.dtype = compute_dtype(self.config, data.device)
         self.micro = MicroBatches(members[0].model, self.config.batch_size, data.device)
+        if room is not None and len(members) == 1:
+            self.micro.shrink_to(room.micro_batch(members[0].model, members[0].train))
         self._seeds = [seed for m in order for seed in members[m].train.seeds]
         self.draws = Draws(self._seeds, data.device, ())
         self.model = models.stack([member.model for member in stacked])

@@ -17,8 +17,9 @@ from visweep.errors import Crowded, OutOfMemory
 from visweep.training.device import wait_for
 from visweep.training.lanes import Lane, Pieces, side_by_side
 from visweep.training.memory import give_back, insist
-from visweep.training.passes import Pass, State
+from visweep.training.passes import Member, Pass, State
 from visweep.training.results import EpochResult, FitResult
+from visweep.training.room import Room
 from visweep.training.run import Run
 
 
@@ -49,8 +50,10 @@ class _Group:
         states: Sequence[State | None],
         data: ResidentData,
         lane: Lane,
+        room: Room | None,
     ) -> None:
         self.runs = runs
+        self._room = room
         self.beside = False
         self.lane = lane
         self._data = data
@@ -60,8 +63,11 @@ class _Group:
     def shared(self) -> Pass:
         if self._shared is None:
             members = [run.member for run in self.runs]
-            self._shared, self._states = Pass(members, self._data, self._states), ()
+            self._shared, self._states = self._made(members), ()
         return self._shared
+
+    def _made(self, members: Sequence[Member]) -> Pass:
+        return Pass(members, self._data, self._states, self._room)
 
     def state(self, run: Run) -> State | None:
         index = self.runs.index(run)
@@ -101,6 +107,7 @@ class Rounds:
         data: what they are trained on.
         at_once: whether passes are under way at the same time; None for only on a GPU.
         others_beside: whether other processes train on the device, and could make room.
+        room: what each pass may take; None where that is not known.
     """
 
     def __init__(
@@ -109,10 +116,12 @@ class Rounds:
         *,
         at_once: bool | None = None,
         others_beside: bool = False,
+        room: Room | None = None,
     ) -> None:
         self._data = data
         self._at_once = data.device.type == "cuda" if at_once is None else at_once
         self._others_beside = others_beside
+        self._room = room
         self._runs: list[Run] = []
         self._groups: list[_Group] = []
         self._lanes = _LANES.setdefault(data.device, [])
@@ -214,7 +223,8 @@ class Rounds:
         if states:
             give_back()
         self._groups = [
-            stay.get(runs) or _Group(runs, [states[run] for run in runs], self._data, lane)
+            stay.get(runs)
+            or _Group(runs, [states[run] for run in runs], self._data, lane, self._room)
             for runs, lane in zip(wanted, self._lanes_for(wanted, stay), strict=True)
         ]
 
@@ -239,15 +249,24 @@ class Rounds:
         found = []
         for (bucket, _), runs in together.items():
             most = self._most.get(bucket, len(runs))
-            found += [tuple(runs[i : i + most]) for i in range(0, len(runs), most)]
+            while runs:
+                count = self._fitting(runs[:most])
+                found.append(tuple(runs[:count]))
+                runs = runs[count:]
         return found
+
+    def _fitting(self, runs: Sequence[Run]) -> int:
+        """How many of them, from the first one on, are to share a pass."""
+        if self._room is None:
+            return len(runs)
+        return self._room.together([(run.member.model, run.member.train) for run in runs])
 
     def _alone(self, run: Run) -> Pass:
         """A pass of this run only, as it is by now."""
         for group in self._groups:
             if group.runs == (run,):
                 return group.shared()
-        return Pass([run.member], self._data, [self._state(run)])
+        return Pass([run.member], self._data, [self._state(run)], self._room)
 
     def _state(self, run: Run) -> State | None:
         for group in self._groups:

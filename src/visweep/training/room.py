@@ -1,0 +1,53 @@
+"""How much memory a pass may take, so that what does not fit is divided before it is tried.
+
+On a GPU an allocation that fails says so, and is tried again with less. Linux grants a process
+what it asks for, and kills one when pages run out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from visweep.config import ModelConfig, TrainConfig
+from visweep.training.estimate import Calibration, peak_memory
+
+Configuration = tuple[ModelConfig, TrainConfig]
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a process has for its passes, and what the formula says that they take.
+
+    Attributes:
+        bytes: for one pass.
+        calibration: of the device that trains.
+    """
+
+    bytes: float
+    calibration: Calibration
+
+    def together(self, runs: Sequence[Configuration]) -> int:
+        """How many of these runs, from the first one on, fit in one pass; at least one."""
+        count, taken = 0, self._of_any_run
+        for run in runs:
+            taken += peak_memory(*run, self.calibration) - self._of_any_run
+            if taken > self.bytes:
+                break
+            count += 1
+        return max(1, count)
+
+    def micro_batch(self, model: ModelConfig, train: TrainConfig) -> int:
+        """Images in the largest part of a batch that fits, halved from the whole; at least one."""
+        size = train.batch_size
+        while size > 1 and self._taken_by(model, train, size) > self.bytes:
+            size = -(-size // 2)
+        return size
+
+    def _taken_by(self, model: ModelConfig, train: TrainConfig, images: int) -> float:
+        return peak_memory(model, train.replace(batch_size=images), self.calibration)
+
+    @property
+    def _of_any_run(self) -> float:
+        """What a pass takes however many runs it has."""
+        return self.calibration.memory.get("process", 0.0)

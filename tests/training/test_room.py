@@ -1,0 +1,131 @@
+"""What is estimated not to fit in memory is divided before it is tried, and trains the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from visweep.config import ConvNetConfig, TrainConfig, ViTConfig
+from visweep.data.dataset import Dataset
+from visweep.data.resident import ResidentData, to_device
+from visweep.search.making import TrainerMaker
+from visweep.training import rounds as rounds_module
+from visweep.training.estimate import Calibration, peak_memory
+from visweep.training.fit import fit
+from visweep.training.passes import Member, Pass
+from visweep.training.results import FitResult
+from visweep.training.room import Room
+from visweep.training.rounds import Rounds
+from visweep.training.run import Run
+
+CALIBRATION = Calibration(
+    device="cpu",
+    precision="float32",
+    step={},
+    evaluation={},
+    memory={"process": 1e4, "parameters": 4.0, "stored": 1.0},
+)
+
+
+@pytest.fixture(scope="module")
+def data(quadrants: Dataset) -> ResidentData:
+    return to_device(quadrants, torch.device("cpu"))
+
+
+def assert_same(one: FitResult, other: FitResult) -> None:
+    for name, value in one.model.state_dict().items():
+        torch.testing.assert_close(value, other.model.state_dict()[name], rtol=0, atol=1e-9)
+
+
+@given(
+    batch=st.integers(1, 64),
+    share=st.floats(0.01, 1.5),
+    replicas=st.integers(1, 4),
+    depth=st.integers(1, 6),
+)
+def test_the_largest_part_of_a_batch_that_fits(
+    batch: int, share: float, replicas: int, depth: int
+) -> None:
+    model = ViTConfig(depth=depth)
+    train = TrainConfig(batch_size=batch, seeds=tuple(range(replicas)))
+
+    def taken(size: int) -> float:
+        return peak_memory(model, train.replace(batch_size=size), CALIBRATION)
+
+    room = Room(share * taken(batch), CALIBRATION)
+    size = room.micro_batch(model, train)
+    assert size == 1 or taken(size) <= room.bytes
+    assert size == batch or taken(2 * size) > room.bytes
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.floats(0.01, 1.5))
+def test_as_many_runs_as_fit_share_a_pass(depths: list[int], share: float) -> None:
+    runs = [(ViTConfig(depth=depth), TrainConfig(seeds=(0,))) for depth in depths]
+
+    def taken(some: Sequence[tuple[ViTConfig, TrainConfig]]) -> float:
+        return 1e4 + sum(peak_memory(*run, CALIBRATION) - 1e4 for run in some)
+
+    room = Room(share * taken(runs), CALIBRATION)
+    count = room.together(runs)
+    assert 1 <= count <= len(runs)
+    assert count == 1 or taken(runs[:count]) <= room.bytes * (1 + 1e-12)
+    assert count == len(runs) or taken(runs[: count + 1]) > room.bytes * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["vit", "convnet"])
+def test_a_run_that_does_not_fit_takes_its_batches_in_parts(
+    request: pytest.FixtureRequest, train: TrainConfig, data: ResidentData, kind: str
+) -> None:
+    model: ViTConfig | ConvNetConfig = request.getfixturevalue(kind)
+    exact = train.replace(precision="float64", batch_size=40)
+    some = peak_memory(model, exact.replace(batch_size=20), CALIBRATION)
+    divided = fit(model, exact, data, room=Room(some, CALIBRATION))
+    whole = fit(model, exact, data, room=Room(1e12, CALIBRATION))
+    # A ConvNet's parts are of whole ghost batches, of which 40 images are one.
+    assert divided.micro_batch == (20 if kind == "vit" else None)
+    assert whole.micro_batch is None
+    assert_same(divided, whole)
+
+
+def test_runs_that_do_not_fit_together_train_in_several_passes(
+    vit: ViTConfig, train: TrainConfig, data: ResidentData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = train.replace(precision="float64", epochs=2, seeds=(3,))
+    members = [Member(vit, exact), Member(vit.replace(depth=1), exact), Member(vit, exact)]
+    made: list[int] = []
+
+    class Counted(Pass):
+        def __init__(self, members: Sequence[Member], *arguments: object) -> None:
+            made.append(len(members))
+            super().__init__(members, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rounds_module, "Pass", Counted)
+    two = sum(peak_memory(m.model, m.train, CALIBRATION) for m in members[:2])
+    rounds = Rounds(data, room=Room(two, CALIBRATION))
+    runs = [Run(member, data) for member in members]
+    for run in runs:
+        rounds.join(run)
+    for _ in range(exact.epochs):
+        for turn in rounds.round():
+            turn.take()
+    assert made == [2, 1]
+    for run, member in zip(runs, members, strict=True):
+        result = rounds.leave(run)
+        assert result.micro_batch is None
+        assert_same(result, fit(member.model, member.train, data))
+
+
+def test_a_workers_trainer_keeps_to_its_room(
+    vit: ViTConfig, train: TrainConfig, quadrants: Dataset, tmp_path: Path
+) -> None:
+    room = Room(peak_memory(vit, train.replace(batch_size=4), CALIBRATION), CALIBRATION)
+    maker = TrainerMaker(images=quadrants, margin=1, device="cpu", threads=1, room=room)
+    result = maker().fit(
+        vit, train, on_epoch=lambda epoch: False, checkpoint=tmp_path / "checkpoint"
+    )
+    assert result.micro_batch == 4
