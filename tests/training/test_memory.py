@@ -20,6 +20,7 @@ from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentSplit, to_device
 from visweep.errors import OutOfMemory
+from visweep.search.processes import tuned
 from visweep.training.cost import seconds_per_epoch
 from visweep.training.device import held_memory, peak_memory
 from visweep.training.evaluate import Tally
@@ -331,3 +332,39 @@ def test_a_process_that_may_not_take_more(
     # Rounding, of 4 steps in float32.
     assert divided["losses"] == pytest.approx(whole["losses"], abs=1e-4)
     assert divided["peak"] < whole["peak"] - 100
+
+
+_LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not _LARGE_PAGES.exists() or "[never]" in _LARGE_PAGES.read_text(), reason="no large pages"
+)
+def test_workers_take_large_pages_but_where_memory_is_measured() -> None:
+    code = """if True:
+        import re
+        from contextlib import nullcontext
+        from pathlib import Path
+        import numpy as np
+        from visweep.training.memory import keep_pages, small_pages, trim
+
+        def large():
+            told = Path("/proc/self/smaps_rollup").read_text()
+            return int(re.search(r"AnonHugePages: +([0-9]+)", told)[1])
+
+        keep_pages()
+        for pages in (small_pages(), nullcontext()):
+            trim()
+            before = large()
+            with pages:
+                held = np.ones(2**26, np.uint8)
+            print(large() - before)
+            del held
+    """
+    with tuned():
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert out.returncode == 0, out.stderr
+    measured, trained = map(int, out.stdout.split())
+    assert measured == 0
+    assert trained > 2**14  # KiB, of 64 MiB; the system need not have all of them in large pages

@@ -6,7 +6,8 @@ import ctypes
 import errno
 import gc
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -39,6 +40,8 @@ _DOUBTFUL_ON_A_GPU = (
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Names of settings in <malloc.h>."""
+_PR_SET_THP_DISABLE = 41
+"""Its number in <linux/prctl.h>."""
 _NEVER = 2**30
 """Bytes: the largest that the settings take."""
 
@@ -150,6 +153,22 @@ def keep_pages() -> None:
     if adjust is not None:
         adjust(_MMAP_THRESHOLD, _NEVER)
         adjust(_TRIM_THRESHOLD, _NEVER)
+
+
+@contextmanager
+def small_pages() -> Iterator[None]:
+    """What is taken meanwhile comes in the system's small pages, where it is Linux.
+
+    How many pages of 2 MiB a trial touches is chance, and as much as a small model takes: what is
+    measured in them tells less of the model.
+    """
+    control = getattr(ctypes.CDLL(None), "prctl", lambda *_: None)
+    on, off = ctypes.c_ulong(1), ctypes.c_ulong(0)
+    control(_PR_SET_THP_DISABLE, on, off, off, off)
+    try:
+        yield
+    finally:
+        control(_PR_SET_THP_DISABLE, off, off, off, off)
 
 
 def _without_frames(error: BaseException) -> BaseException:

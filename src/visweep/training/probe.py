@@ -23,7 +23,7 @@ from visweep.errors import OutOfMemory
 from visweep.training.device import held_memory
 from visweep.training.estimate import EVALUATED, Amounts, Calibration, amounts, memory_amounts
 from visweep.training.fit import fit
-from visweep.training.memory import give_back, insist
+from visweep.training.memory import give_back, insist, small_pages
 from visweep.training.passes import Pass
 
 _Array = npt.NDArray[np.float64]
@@ -238,7 +238,7 @@ def _held_by_a_run(model: ModelConfig, train: TrainConfig, data: ResidentData) -
     gc.collect()
     give_back()
     before = held_memory(data.device)
-    with tempfile.TemporaryDirectory() as folder:
+    with small_pages(), tempfile.TemporaryDirectory() as folder:
         result = fit(model, train.replace(epochs=1), data, checkpoint=Path(folder) / "run")
     return max(0.0, result.peak_memory - before)
 
