@@ -102,6 +102,7 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
             asked.trials,
             asked.artifacts,
             prepared.attributes,
+            renewed=prepared.renewed,
             option=prepared.renamed_by,
         )
         done = opened.progress().finished
@@ -174,7 +175,9 @@ def _print_outcome(console: Console, opened: OpenStudy, means: Means) -> None:
             return
         from visweep.cli.verdicts import print_verdicts
 
-        print_verdicts(console, opened.name, opened.specification, opened.trials(), where)
+        specification = opened.specification
+        trained = replace(specification, arms=specification.taking_part(opened.study.user_attrs))
+        print_verdicts(console, opened.name, trained, opened.trials(), where)
         return
     print_summary(
         console,
