@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from visweep.analysis.ablation import ablation_table
-from visweep.analysis.statistics.comparison import Missing
+from visweep.analysis.statistics.comparison import Missing, NoResult
 from visweep.analysis.statistics.verdicts import Verdict
 from visweep.config import DataConfig, TrainConfig, ViTConfig
 from visweep.search.arms import changed
@@ -59,6 +59,18 @@ def stored(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     study = optuna.create_study(direction="maximize")
     study.add_trials(list(trials))
     return study.get_trials()
+
+
+def test_a_run_that_was_trained_twice_counts_once() -> None:
+    """What completed stands, and of several the lowest number, whatever came out."""
+    runs = [trial(arm, seed, 0.5 + seed / 100) for arm in ARMS for seed in range(3)]
+    once = ablation_table(SPECIFICATION, stored(runs))
+    again = [trial(arm, seed, value) for arm in ARMS for seed in range(3) for value in (0.9, 0.1)]
+    ended = [trial("vit", seed, None, ended="diverged") for seed in range(3)]
+    assert ablation_table(SPECIFICATION, stored([*ended, *runs, *again])) == once
+    failed = trial("vit", 0, None, state=TrialState.FAIL, ended="failed: it broke")
+    first = ablation_table(SPECIFICATION, stored([failed, *ended, failed])).arms[0]
+    assert first.accuracy[0] == NoResult("diverged")
 
 
 def test_rows_compare_the_same_seeds() -> None:

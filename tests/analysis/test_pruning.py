@@ -20,12 +20,14 @@ from visweep.analysis.measure import Measure
 from visweep.analysis.overview import read
 from visweep.analysis.pruning import (
     SAMPLE,
+    Pool,
     Sample,
     arm_of,
-    choose,
     eligible,
     judge_reruns,
+    number_of,
     number_within,
+    pool,
 )
 from visweep.analysis.report import build_report
 from visweep.analysis.sections.budget import budget_section
@@ -93,19 +95,19 @@ def test_where_all_were_drawn_it_is_what_was_found() -> None:
 
 def test_half_are_the_nearest_and_the_others_are_drawn() -> None:
     trials = search()
-    sample = choose(trials, ACCURACY, seed=3, size=5)
+    sample = pool(trials, ACCURACY, seed=3).sample(5)
     # Below trial 1 after the same epoch by 0.01, 0.02, …
     assert sample.nearest == (9, 8)
     assert len(sample.random) == 3
     assert not {*sample.random} & {*sample.nearest}
     assert sample.others == 6
-    assert sample == choose(trials, ACCURACY, seed=3, size=5)
+    assert sample == pool(trials, ACCURACY, seed=3).sample(5)
     assert Sample.from_json(sample.to_json()) == sample
 
 
 def test_each_of_the_others_is_as_likely() -> None:
     trials = search()
-    drawn = [choose(trials, ACCURACY, seed, size=4).random for seed in range(300)]
+    drawn = [pool(trials, ACCURACY, seed).sample(4).random for seed in range(300)]
     pairs = {frozenset(pair): 0 for pair in combinations(range(2, 8), 2)}
     for pair in drawn:
         pairs[frozenset(pair)] += 1
@@ -114,13 +116,47 @@ def test_each_of_the_others_is_as_likely() -> None:
 
 
 def test_all_are_taken_where_there_are_fewer() -> None:
-    sample = choose(search(), ACCURACY, seed=0, size=50)
+    sample = pool(search(), ACCURACY, seed=0).sample(50)
     assert sorted(sample.numbers) == list(range(2, 10))
+
+
+@given(count=st.integers(0, 12), less=st.integers(1, 30), more=st.integers(1, 30), data=st.data())
+def test_a_larger_sample_holds_a_smaller_one(
+    count: int, less: int, more: int, data: st.DataObject
+) -> None:
+    numbers = range(count)
+    orders = (data.draw(st.permutations(numbers)), data.draw(st.permutations(numbers)))
+    found = Pool(*map(tuple, orders))
+    one, other = found.sample(min(less, more)), found.sample(max(less, more))
+    assert {*one.numbers} <= {*other.numbers}
+    assert {*one.nearest} <= {*other.nearest}
+    for size, sample in ((min(less, more), one), (max(less, more), other)):
+        assert len(sample.numbers) == len({*sample.numbers}) == min(size, count)
+        assert sample.others == count - len(sample.nearest)
+
+
+def test_of_a_sample_that_grew_each_of_the_others_is_as_likely() -> None:
+    """Whatever the smaller one had drawn."""
+    trials = search()
+    pairs = {frozenset(pair): 0 for pair in combinations(range(2, 8), 2)}
+    for seed in range(300):
+        grown = pool(trials, ACCURACY, seed)
+        assert {*grown.sample(2).numbers} <= {*grown.sample(4).numbers}
+        pairs[frozenset(grown.sample(4).random)] += 1
+    assert all(6 <= count <= 38 for count in pairs.values())
+
+
+def test_a_pool_is_kept_as_json() -> None:
+    found = pool(search(), ACCURACY, seed=3)
+    assert Pool.from_json(found.to_json()) == found
+    assert {number_of(arm_of(number)) for number in found.drawn} == {*found.nearest}
+    for damaged in (None, [], {}, {"nearest": [1], "drawn": [2]}, {"nearest": 1, "drawn": "a"}):
+        assert Pool.from_json(damaged) is None
 
 
 def test_less_is_better() -> None:
     trials = [ended(0, [0.5, 0.4, 0.3, 0.2]), ended(1, [0.9]), ended(2, [0.6]), ended(3, [0.7])]
-    assert choose(trials, LOSS, seed=0, size=2).nearest == (2,)
+    assert pool(trials, LOSS, seed=0).sample(2).nearest == (2,)
 
 
 def test_what_could_not_run_on_is_left_out() -> None:

@@ -158,6 +158,16 @@ class TestReading:
         assert found.race.wanted == (("trial 2", 3), ("trial 9", 3))
         assert found.seeds_of("trial 7") == [1, 2]
 
+    def test_a_run_that_was_trained_twice_counts_once(self, study: optuna.Study) -> None:
+        """As a study that an earlier version merged has it: the lower number stands."""
+        race = add_race(study, BEHIND, LAST)
+        before = raced(race)
+        for name in NAMES:
+            for seed in range(1, LAST + 1):
+                add_run(race, name, seed, 0.99 if name == "trial 9" else 0.01)
+                add_run(race, name, seed, None)
+        assert raced(race) == before
+
     def test_what_other_tools_add_and_what_is_no_accuracy_decides_nothing(
         self, study: optuna.Study
     ) -> None:
@@ -173,8 +183,8 @@ class TestReading:
                     )
                 )
         assert raced(race) == before
-        add_run(race, "trial 9", 1, 7.0)
-        assert raced(race).results["trial 9"][1] == NoResult("its value is no accuracy")
+        add_run(race, "trial 9", 99, 7.0)
+        assert raced(race).results["trial 9"][99] == NoResult("its value is no accuracy")
 
     def test_a_tie_takes_the_highest_mean(self, study: optuna.Study) -> None:
         behind = {"trial 7": 0.1, "trial 2": 0.0, "trial 9": 0.1}
@@ -270,6 +280,47 @@ class TestTheSection:
         bars = {trace.name: trace.error_y for trace in plot.chart.figure.data}
         assert bars["trial 7"].arrayminus[0] == pytest.approx(10)
         assert bars["trial 2"].arrayminus[0] == bars["trial 2"].array[0] == 0
+
+    def test_of_a_single_look_the_arms_stand_beside_each_other(self, study: optuna.Study) -> None:
+        """Each with its mean, its interval and its runs, and within the figure."""
+        behind = {"trial 7": 0.0, "trial 2": 0.4, "trial 9": 40.0}
+        found = raced(add_race(study, behind, FIRST))
+        (look,) = found.race.looks
+        assert {drop.arm for drop in look.dropped} == {"trial 9"}
+        (plot,) = blocks(section(document(study)), Plot)
+        figure = plot.chart.figure
+        traces = {trace.name: trace for trace in figure.data}
+        assert set(traces) == {*NAMES, *(f"runs of {name}" for name in NAMES), "dropped"}
+        assert figure.layout.xaxis.ticktext == NAMES
+        assert figure.layout.showlegend is False
+        low, high = figure.layout.yaxis.range
+        for place, name in enumerate(NAMES):
+            mean = found.mean(name)
+            assert mean is not None
+            assert traces[name].x == (place,)
+            assert traces[name].y[0] == pytest.approx(100 * mean.accuracy, abs=0.01)
+            runs = traces[f"runs of {name}"]
+            assert [y / 100 for y in runs.y] == pytest.approx(
+                list(found.results[name].values()), abs=1e-4
+            )
+            assert runs.customdata == (1, 2, 3)
+            assert all(low < y < high for y in (*runs.y, *traces[name].y))
+        assert traces["dropped"].x == (2,)
+        assert "at the only look" in plot.chart.caption
+        assert plot.chart.summary.replace("\N{NO-BREAK SPACE}", " ") == "3 arms, 3 seeds."
+
+    def test_a_huge_interval_does_not_hide_how_the_runs_differ(self, study: optuna.Study) -> None:
+        """Two runs have one of 9 standard deviations each way."""
+        race = add_race(study, BEHIND, 0)
+        race.set_user_attr(RACE, {**race.user_attrs[RACE], "first": 2})
+        for name, values in zip(NAMES, ((0.80, 0.81), (0.82, 0.81), (0.79, 0.81)), strict=True):
+            for seed, value in enumerate(values, 1):
+                add_run(race, name, seed, value)
+        (plot,) = blocks(section(document(study)), Plot)
+        low, high = plot.chart.figure.layout.yaxis.range
+        assert 75 < low < 79
+        assert 82 < high < 86
+        assert max(trace.error_y.array[0] for trace in plot.chart.figure.data[1:-1:2]) > 6
 
     def test_before_the_first_look(self, study: optuna.Study) -> None:
         add_race(study, BEHIND, 1)

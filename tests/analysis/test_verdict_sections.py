@@ -108,6 +108,7 @@ def test_the_table_in_the_form_of_the_report(comparison: optuna.Study) -> None:
         "effect in points (95 %)",
         "p, adjusted",
         "verdict",
+        "seeds to show 1\N{NO-BREAK SPACE}point",
     ]
     by_change = {(row[0], row[1]): row[2:] for row in table.rows}
     assert len(by_change) == 8
@@ -120,7 +121,11 @@ def test_the_table_in_the_form_of_the_report(comparison: optuna.Study) -> None:
     assert patch[1].endswith(")")
     assert patch[3] == "better"
     assert "runs, loss" in by_change["convnet", "baseline"][0]
-    assert {table.rows[i][-1] for i in table.marked} <= {"better", "worse"}
+    assert {table.rows[i][5] for i in table.marked} <= {"better", "worse"}
+    judged = table_of(read(comparison))
+    assert judged is not None
+    told = [row[6] for row in table.rows if row[1] != "baseline"]
+    assert told == [str(each.row.needed) for each in judged.rows]
 
 
 def test_runs_without_a_result_are_named(comparison: optuna.Study) -> None:
@@ -185,7 +190,7 @@ def test_before_there_is_a_pair(new_study: NewStudy) -> None:
     words = plain(verdicts_of(study))
     assert "6 without enough runs to tell" in words
     assert "No change has a run that is paired with one of its baseline yet." in words
-    assert table_in(study).rows[1][-1] == "not enough runs"
+    assert table_in(study).rows[1][-2:] == ["not enough runs", "–"]
     empty = new_study("empty-arms", [], specification=specification_of(arms), budget=8)
     assert "0 of 8 trials finished" in plain(document(empty).opening)
 
@@ -222,6 +227,24 @@ def test_an_effect_far_beyond_the_others_leaves_them_readable(new_study: NewStud
     assert all(low <= x <= high for trace in figure.data for x in trace.x)
     (cut,) = [a.text for a in figure.layout.annotations if "←" in a.text]
     assert re.fullmatch(r"← −(39|40|41)\.\d\spoints", cut)
+
+
+def test_a_row_that_scatters_alone_is_named_and_decides_no_number(new_study: NewStudy) -> None:
+    arms = arms_of_report()
+    runs = [
+        run_of(
+            arms, name, seed, 0.5 + (0.05 if "post_norm" in name else 0.004) * noise(name, seed)
+        )
+        for seed in range(5)
+        for name in arms
+    ]
+    study = new_study("one-scatters", runs, specification=specification_of(arms))
+    told = {row[1]: row[6] for row in table_in(study).rows if row[1] != "baseline"}
+    wide = int(told.pop("block pre_norm → post_norm"))
+    others = sorted(map(int, told.values()))
+    assert wide > 20 * others[-1]
+    words = plain(verdicts_of(study))
+    assert re.search(rf"; by the row, {others[0]} to {others[-1]}; but {wide} for vit: bl", words)
 
 
 def test_names_are_escaped(new_study: NewStudy) -> None:

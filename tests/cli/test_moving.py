@@ -89,6 +89,67 @@ def test_two_machines_go_on_apart_and_are_united(
     assert "%" in best
 
 
+ARMS = '''\
+"""Two widths of a tiny ViT."""
+
+from visweep import Ablation, TrainConfig, ViTConfig, run
+
+TABLE = Ablation(
+    name="table",
+    image_size=16,
+    baselines={"vit": ViTConfig(patch_size=4, embed_dim=8, depth=1, num_heads=2)},
+    changes={"vit": [{"embed_dim": 16}]},
+    train=TrainConfig(epochs=1, precision="float32"),
+)
+
+if __name__ == "__main__":
+    run(TABLE)
+'''
+
+
+@pytest.mark.slow
+def test_two_machines_train_the_same_arms_and_are_united(
+    launcher: Any, tmp_path: Path, there: Path
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (tmp_path / "table.py").write_text(ARMS)
+
+    def compare(folder: Path, seeds: int) -> str:
+        process = launcher.run(
+            tmp_path / "table.py", "--train-size", 300, "--seeds", seeds, "--workers", 1,
+            "--study", "table", "--storage", f"sqlite:///{folder}/studies.db",
+        )  # fmt: skip
+        assert (process.status, process.stderr) == (0, "")
+        return str(process.stdout)
+
+    compare(here, 1)
+    visweep(launcher, "pack", "table", "-o", there / "a.visweep", folder=here)
+    said = visweep(launcher, "unpack", there / "a.visweep", folder=there).stdout
+    assert "with the same runs: what two copies train both counts once" in said
+    compare(here, 2)
+    compare(there, 3)
+    merged = tmp_path / "merged"
+    said = visweep(
+        launcher, "merge", here / "studies.db", there / "studies.db", "-o", merged / "studies.db",
+        folder=here,
+    ).stdout  # fmt: skip
+    assert said.splitlines()[0] == (
+        "table: 6 of 6 trials finished; 2 runs trained twice, once in each file: one of them "
+        "counts, the other is kept in set-aside"
+    )
+    assert visweep(launcher, "check", folder=merged).stdout == "nothing is wrong\n"
+    again = compare(merged, 3)
+    assert "trial 6" not in again
+    rows = visweep(launcher, "trials", "table", "--csv", folder=merged).stdout
+    trained = [(row["arm"], row["seed"]) for row in csv.DictReader(io.StringIO(rows))]
+    assert len(trained) == len(set(trained)) == 6
+    compare(merged, 4)
+    assert (
+        len(visweep(launcher, "trials", "table", "--csv", folder=merged).stdout.splitlines()) == 9
+    )
+
+
 def test_a_study_goes_on_where_it_was_as_another_copy_would_not(
     launcher: Any, tiny_search: Path, here: Path, there: Path, tmp_path: Path
 ) -> None:

@@ -51,12 +51,48 @@ def test_pruned_trials_are_trained_to_their_end(
     again = launcher.run(*run, "--sample", 3)
     assert (again.status, again.stderr) == (0, "")
     assert len(trials(tmp_path, "night-pruned")) == 6
-    line = launcher.run(*run, "--sample", 4).refusal()
-    assert line.startswith("--sample: 'night-pruned' trains 3 pruned trials, not 4;")
+    fewer = launcher.run(*run, "--sample", 2)
+    assert "night-pruned trains 3 pruned trials already; a smaller sample takes" in fewer.stdout
+    assert trials(tmp_path, "night-pruned") == found
+    # The search goes on, with a new best trial perhaps; the larger sample is of what was there.
+    assert (
+        launcher.run(tiny_search, *SEARCH, "--trials", 14, "--study", "night", *where).status == 0
+    )
+    grown = launcher.run(*run, "--sample", 4)
+    assert (grown.status, grown.stderr) == (0, "")
+    after = trials(tmp_path, "night-pruned")
+    assert after[:6] == found
+    assert len(after) == 8
+    assert {trial.state for trial in after} == {TrialState.COMPLETE}
+    points = {(trial.params["arm"], trial.params["seed"]) for trial in after}
+    assert len(points) == 8
+    assert len({arm for arm, _ in points}) == 4
+    assert all(int(arm.split()[1]) < 10 for arm, _ in points)
     page = tmp_path / "night.html"
     launcher.run("visweep", "report", "night", *where, "-o", page)
     written = page.read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
-    assert "3 of 3 pruned trials that were chosen have been trained to the end" in written
+    assert "4 of 4 pruned trials that were chosen have been trained to the end" in written
+    own = launcher.run("visweep", "report", "night-pruned", *where, "-o", page)
+    assert own.status == 0
+    written = page.read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    assert "4 configurations on cluttered-digits" in written
+
+
+@pytest.mark.slow
+def test_a_sample_of_an_earlier_version_does_not_grow(
+    launcher: Any, tiny_search: Path, tmp_path: Path
+) -> None:
+    """Its study has no other arms."""
+    where = ["--storage", f"sqlite:///{tmp_path}/studies.db"]
+    assert launcher.run(tiny_search, *SEARCH, "--study", "night", *where).status == 0
+    run = ["visweep", "pruned", "night", *where, "--workers", 1]
+    launcher.run(*run, "--sample", 1, "--timeout", "0.01s")
+    storage = optuna.storages.RDBStorage(where[1])
+    study = optuna.load_study(study_name="night-pruned", storage=storage)
+    study.set_user_attr("visweep:pool", None)
+    storage.engine.dispose()
+    line = launcher.run(*run, "--sample", 2).refusal()
+    assert line.startswith("--sample: 'night-pruned' was begun by an earlier version, with 1 pru")
 
 
 def test_a_study_without_pruned_trials_is_refused(

@@ -315,6 +315,65 @@ class TestGoingOn:
             assert propose_next(opened, lease).parameters == expected
 
 
+WATCHED = '''\
+"""visweep, which tells at its end what it got ready, and how often."""
+
+from visweep.cli import main, search
+from visweep.search import crew, making
+
+found = {"workers": 0, "images": 0, "trainer": 0}
+
+
+class Maker(making.TrainerMaker):
+    def __call__(self):
+        found["trainer"] += 1
+        return super().__call__()
+
+
+def counted(name, function):
+    def call(*given):
+        found[name] += 1
+        return function(*given)
+
+    return call
+
+
+if __name__ == "__main__":
+    crew._start = counted("workers", crew._start)
+    search.shared = counted("images", search.shared)
+    search.TrainerMaker = Maker
+    search.note_of_others = lambda trials: "trained elsewhere, too"
+    try:
+        main()
+    finally:
+        print(found)
+'''
+
+
+class TestLookByLook:
+    @pytest.mark.parametrize(
+        ("workers", "ready"),
+        [
+            (1, {"workers": 0, "images": 0, "trainer": 1}),
+            pytest.param(2, {"workers": 2, "images": 1, "trainer": 0}, marks=pytest.mark.slow),
+        ],
+    )
+    def test_what_it_takes_is_got_ready_and_said_once(
+        self, races: Any, workers: int, ready: dict[str, int]
+    ) -> None:
+        here = races()
+        script = here.folder / "watched.py"
+        script.write_text(WATCHED)
+        options = ("--top", 3, "--seeds", "2..4", "--workers", workers, *here.storage)
+        process = here.launcher.run(script, "race", "greys", *options)
+        assert (process.status, process.stderr) == (0, "")
+        assert len(here.raced().race.looks) > 1
+        lines = process.stdout.splitlines()
+        assert str(ready) in lines
+        assert lines.count("trained elsewhere, too") == 1
+        assert sum(line.startswith("study greys-race: ") for line in lines) == 1
+
+
 class TestWithout:
     def test_test_images(
         self, launcher: Any, searched: Path, images: Path, tmp_path: Path

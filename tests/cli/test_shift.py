@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import FrozenTrial
+from rich.console import Console
 
 TABLE = '''\
 """A tiny ViT and a tiny ConvNet, one change each."""
@@ -82,6 +84,37 @@ def test_the_best_of_a_search_is_measured_and_reported(launcher: Any, study: Pat
     assert (made.status, made.stderr) == (0, "")
     assert "Shift robustness" in page.read_text()
     assert launcher.run("visweep", "check", *where(study)).status == 0
+
+
+def test_a_terminal_shows_how_far_it_is_and_a_pipe_does_not(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from visweep.cli import shift as command
+
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    wanted = command.Wanted(
+        study="night-run",
+        trials=(),
+        data_dir=None,
+        device="cpu",
+        storage=f"sqlite:///{study}/studies.db",
+        artifacts=None,
+    )
+    screens = {}
+    for is_terminal in (True, False):
+        screen = io.StringIO()
+        console = Console(file=screen, width=80, force_terminal=is_terminal, color_system=None)
+        command.shift(console, wanted)
+        screens[is_terminal] = screen.getvalue()
+    shown, plain = screens[True], screens[False]
+    told = [int(percent) for percent in re.findall(r"(\d+)%", shown)]
+    assert told == sorted(told)
+    assert told[-1] == 100
+    assert "\x1b[2K" in shown.partition("accuracy, and error")[0], "it is taken away again"
+    assert "\x1b" not in plain
+    assert re.search(r"\d%", plain) is None
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import threading
 import time
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -136,7 +136,7 @@ class TestAServerThatIsConnectedToAtOnce:
         begun = time.monotonic()
         try:
             with pytest.raises(Joined):
-                crew._work(job, crew._Teller(Pipe()[0]))
+                crew._work(job, crew._Teller(Pipe()[0]), cast(Any, None))
         finally:
             signal.signal(signal.SIGUSR1, before)
             back.join()

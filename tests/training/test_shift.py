@@ -28,6 +28,7 @@ from visweep.training.shift import (
     Shifts,
     interior,
     robustness,
+    work,
 )
 
 CPU = torch.device("cpu")
@@ -89,6 +90,13 @@ def test_images_are_moved_and_what_moves_in_is_black(data: ResidentData) -> None
         for down, right in DIRECTIONS:
             expected = shifted(pixels, distance * down, distance * right)
             assert np.array_equal(shifts.by(distance, (down, right)).numpy(), expected)
+
+
+def test_what_is_heard_on_the_way_adds_up(config: ModelConfig, data: ResidentData) -> None:
+    heard: list[int] = []
+    robustness([drawn(config), drawn(config, 1)], config, data, heard.append)
+    assert sum(heard) == 2 * work(config, data)
+    assert all(0 < images <= len(data.val) for images in heard)
 
 
 def test_accuracy_and_pooled_features_by_hand(config: ModelConfig, data: ResidentData) -> None:

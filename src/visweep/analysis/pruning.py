@@ -18,14 +18,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from visweep.analysis.measure import Measure
 from visweep.analysis.overview import curve, ranked, value_of, was_pruned
-from visweep.analysis.runs import is_ours
+from visweep.analysis.runs import by_seed
 from visweep.analysis.statistics.paired import CONFIDENCE
 from visweep.storage.replicates import seeds_of
-from visweep.storage.specification import ARM, SEED
 
 SAMPLE = "visweep:sample"
 """User attribute of a study that trains pruned trials of another one to their end: which they are,
 see `Sample`."""
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+POOL = "visweep:pool"
+"""Another of its user attributes: what the sample was taken from, see `Pool`."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,45 @@ class Sample:
         if len(lists) < 2 or not whole or not isinstance(others, int):
             return None
         return cls(tuple(lists[0]), tuple(lists[1]), max(others, len(lists[1])))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The pruned trials of a study that samples are taken from, by number, in two orders.
+
+    Attributes:
+        nearest: the one first that lay nearest to the best trial when it was stopped.
+        drawn: at random.
+    """
+
+    nearest: tuple[int, ...]
+    drawn: tuple[int, ...]
+
+    def sample(self, size: int) -> Sample:
+        """Half of them the nearest, the others at random; all where there are fewer.
+
+        A larger sample holds a smaller one. Those that it takes from the others into the nearest
+        are chosen without a look at the order at random, so that what is left of it is still one.
+        """
+        nearest = self.nearest[: size // 2]
+        others = [number for number in self.drawn if number not in nearest]
+        return Sample(nearest, tuple(others[: size - size // 2]), len(others))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"nearest": list(self.nearest), "drawn": list(self.drawn)}
+
+    @classmethod
+    def from_json(cls, values: object) -> Pool | None:
+        """The pool that `to_json` wrote; None where it is something else."""
+        if not isinstance(values, Mapping):
+            return None
+        nearest, drawn = (values.get(name) for name in ("nearest", "drawn"))
+        if not isinstance(nearest, list) or not isinstance(drawn, list):
+            return None
+        if not all(isinstance(number, int) for number in [*nearest, *drawn]):
+            return None
+        return cls(tuple(nearest), tuple(drawn)) if {*nearest} == {*drawn} else None
 
 
 @dataclass(frozen=True)
@@ -140,8 +181,8 @@ def eligible(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     ]
 
 
-def choose(trials: Sequence[FrozenTrial], measure: Measure, seed: int, size: int) -> Sample:
-    """Which pruned trials to run to their end: half of them the nearest, the others at random.
+def pool(trials: Sequence[FrozenTrial], measure: Measure, seed: int) -> Pool:
+    """What pruned trials to run to their end are taken from.
 
     How near a trial was is the difference of its last value from what the best trial had after
     the same epoch; where that is not known, from the best trial's final value.
@@ -150,7 +191,6 @@ def choose(trials: Sequence[FrozenTrial], measure: Measure, seed: int, size: int
         trials: of a study, with one at least that completed.
         measure: what it optimises.
         seed: of the drawing.
-        size: how many; all of them where there are fewer.
     """
     best = ranked(trials, measure)[0]
     reached = dict(curve(best))
@@ -160,20 +200,20 @@ def choose(trials: Sequence[FrozenTrial], measure: Measure, seed: int, size: int
         there = reached.get(epoch, value_of(best))
         return measure.key(there) - measure.key(value), trial.number
 
-    by_gap = sorted(eligible(trials), key=gap)
-    nearest, others = by_gap[: size // 2], by_gap[size // 2 :]
-    drawn = sorted(t.number for t in others)
+    nearest = [trial.number for trial in sorted(eligible(trials), key=gap)]
+    drawn = sorted(nearest)
     Random(seed).shuffle(drawn)
-    return Sample(
-        nearest=tuple(t.number for t in nearest),
-        random=tuple(drawn[: size - size // 2]),
-        others=len(others),
-    )
+    return Pool(tuple(nearest), tuple(drawn))
 
 
 def arm_of(number: int) -> str:
     """What the arm is called that runs a pruned trial to its end."""
     return f"trial {number}"
+
+
+def number_of(arm: str) -> int:
+    """The pruned trial that an arm called so runs to its end."""
+    return int(arm.removeprefix("trial "))
 
 
 def judge_reruns(
@@ -197,8 +237,7 @@ def judge_reruns(
 
     def rerun(number: int) -> Rerun:
         trial = by_number[number]
-        own = [t for t in reruns if t.params.get(ARM) == arm_of(number) and is_ours(t)]
-        value, failed = _outcome(own, seeds)
+        value, failed = _outcome(by_seed(reruns, arm_of(number), _ENDED), seeds)
         if value is None:
             return Rerun(trial, None, failed)
         better = sum(end >= measure.key(value) for end in ends)
@@ -235,18 +274,12 @@ def _at_least(found: int, drawn: int, number: int, total: int) -> float:
     return ways / comb(total, drawn)
 
 
-def _outcome(runs: Sequence[FrozenTrial], seeds: Sequence[int]) -> tuple[float | None, str]:
+def _outcome(runs: Mapping[int, FrozenTrial], seeds: Sequence[int]) -> tuple[float | None, str]:
     """The mean over the seeds; or None, and why there is none if that is known."""
-    values: dict[int, float] = {}
-    failed = ""
-    for run in runs:
-        seed = run.params.get(SEED)
-        if not isinstance(seed, int) or seed not in seeds:
-            continue
-        if run.state == TrialState.COMPLETE:
-            values[seed] = value_of(run)
-        elif run.state.is_finished():
-            failed = str(run.user_attrs.get("ended") or run.state.name.lower())
-    if all(seed in values for seed in seeds):
-        return fmean(values[seed] for seed in seeds), ""
-    return None, failed
+    own = [runs[seed] for seed in seeds if seed in runs]
+    completed = [run for run in own if run.state == TrialState.COMPLETE]
+    if len(completed) == len(seeds):
+        return fmean(map(value_of, completed)), ""
+    others = [run for run in own if run.state != TrialState.COMPLETE]
+    failed = [str(run.user_attrs.get("ended") or run.state.name.lower()) for run in others]
+    return None, failed[-1] if failed else ""

@@ -10,6 +10,14 @@ from visweep.analysis.statistics.comparison import NoResult
 from visweep.storage.replicates import seeds_of
 from visweep.storage.specification import ARM, SEED
 
+_STANDS = (
+    TrialState.COMPLETE,
+    TrialState.PRUNED,
+    TrialState.FAIL,
+    TrialState.RUNNING,
+    TrialState.WAITING,
+)
+
 
 def is_ours(trial: FrozenTrial) -> bool:
     """Whether visweep ran it; of what other tools add to a study nobody knows what was trained."""
@@ -22,12 +30,16 @@ def is_ours(trial: FrozenTrial) -> bool:
 def by_seed(
     trials: Sequence[FrozenTrial], arm: str, states: Collection[TrialState]
 ) -> dict[int, FrozenTrial]:
-    """The runs of an arm, by seed.
+    """The runs of an arm, by ascending seed: one of each, however often it was trained.
+
+    A run that failed may have been run again, and copies of a study may have trained the same:
+    what completed stands before what was pruned, and that before what failed. Of several of one
+    state it is the one with the lowest number, so that no value decides.
 
     Args:
         trials: of the study.
         arm: its name.
-        states: that count. A run that failed may have been run again: what completed stands.
+        states: that count.
     """
     own = [
         trial
@@ -38,8 +50,9 @@ def by_seed(
         and is_ours(trial)
         and not seeds_of(trial)
     ]
-    own.sort(key=lambda t: (t.state == TrialState.COMPLETE, t.number))
-    return {int(trial.params[SEED]): trial for trial in own}
+    own.sort(key=lambda t: (_STANDS.index(t.state), t.number), reverse=True)
+    found = {int(trial.params[SEED]): trial for trial in own}
+    return {seed: found[seed] for seed in sorted(found)}
 
 
 def accuracy_of(trial: FrozenTrial) -> float | NoResult:

@@ -85,7 +85,8 @@ def pruned(
             metavar="S",
             min=1,
             help="How many pruned trials to train, such as 10: half of them those that were "
-            "nearest to the best when they were stopped, the others drawn at random.",
+            "nearest to the best when they were stopped, the others drawn at random. Run it "
+            "again with a larger number, and only those are trained that are missing.",
         ),
     ] = 5,
     storage: opt.Storage = None,

@@ -89,7 +89,7 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
 
 def _print_arms(console: Console, prepared: Prepared, data: ResidentData, left: int) -> None:
     """The cost of each arm, and of what is left of all."""
-    arms = prepared.specification.arms
+    arms = prepared.specification.taking_part(prepared.renewed)
     # What is only slow the first time is no part of any trial's cost.
     first = next(iter(arms.values()))
     _seconds(first.model, first.train, data)

@@ -64,9 +64,12 @@ def unpack(
     if folder is not None:
         check_folder(folder.parent)
     done = unpack(file, url, study, missing=folder, artifacts=opt.artifacts_place(artifacts))
+    how = "with proposals of its own"
+    if done.compares:
+        how = "with the same runs: what two copies train both counts once when they are merged"
     typer.echo(
         f"unpacked {done.study} with {text.plural(done.finished, 'finished trial')}; "
-        f"it goes on as branch {done.branch}, with proposals of its own"
+        f"it goes on as branch {done.branch}, {how}"
     )
 
 
@@ -100,13 +103,18 @@ def merge(
     check_output(output if output.parent.exists() else output.parent)
     for found in merge(first, second, output):
         budget = "" if found.budget is None else f" of {found.budget}"
-        aside = (
-            f"; {text.plural(found.set_aside, 'trial')} that both went on with: "
-            "the other copy is kept in set-aside"
-            if found.set_aside
-            else ""
-        )
-        typer.echo(f"{found.name}: {found.finished}{budget} trials finished{aside}")
+        said = f"{found.name}: {found.finished}{budget} trials finished"
+        if went_on := found.set_aside - found.twice:
+            said += (
+                f"; {text.plural(went_on, 'trial')} that both went on with: the other copy is "
+                "kept in set-aside"
+            )
+        if found.twice:
+            said += (
+                f"; {text.plural(found.twice, 'run')} trained twice, once in each file: one of "
+                "them counts, the other is kept in set-aside"
+            )
+        typer.echo(said)
     typer.echo(f"wrote {output}")
 
 

@@ -30,7 +30,8 @@ class Prepared:
         specification: of the study.
         dataset: the images.
         device: that is to train.
-        attributes: of the study, besides its specification.
+        attributes: of a new study, besides its specification.
+        renewed: of the study, new or not.
         renamed_by: the option that gives it another name.
     """
 
@@ -40,6 +41,7 @@ class Prepared:
     dataset: Dataset
     device: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    renewed: Mapping[str, Any] = field(default_factory=dict)
     renamed_by: str = "--study"
 
 

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, replace
+from typing import Any
 
 from visweep import text
 from visweep.analysis.measure import Measure
-from visweep.analysis.pruning import SAMPLE, Sample, arm_of, choose, eligible
+from visweep.analysis.pruning import (
+    POOL,
+    SAMPLE,
+    Pool,
+    Sample,
+    arm_of,
+    eligible,
+    number_of,
+    pool,
+)
 from visweep.cli.companions import Source, begun, companion, deleting, source_of
 from visweep.cli.join import Local
 from visweep.cli.options import console, storage_arguments, storage_url
 from visweep.cli.studies import opened
 from visweep.cli.sweep import train_all
 from visweep.errors import UsageError
+from visweep.storage.specification import SPECIFICATION, TAKING_PART, Specification
 
 _ACCURACY = Measure("validation accuracy", percent=True, maximize=True)
 KIND = "pruned"
@@ -32,6 +43,8 @@ class Wanted:
 def pruned(wanted: Wanted) -> int:
     """Train some pruned trials to their end, with their own seeds; returns the exit status.
 
+    A larger sample than before takes in the one before.
+
     Raises:
         UsageError: an option is bad, or nothing was pruned.
     """
@@ -39,22 +52,19 @@ def pruned(wanted: Wanted) -> int:
     source.chosen(None)
     if not eligible(source.trials):
         raise UsageError(f"STUDY: no trial of {wanted.study!r} was pruned that could run on")
-    sample = _begun(wanted, source) or choose(
-        source.trials, _ACCURACY, source.specification.seed, wanted.sample
-    )
+    chosen = _begun(wanted, source) or _new(wanted, source)
     by_number = {trial.number: trial for trial in source.trials}
     seeds = source.specification.train.seeds
-    arms = {arm_of(number): source.arm(by_number[number]) for number in sample.numbers}
     prepared = companion(
         source,
         KIND,
-        arms,
+        {arm_of(number): source.arm(by_number[number]) for number in chosen.arms},
         wanted.local,
         first_seed=min(seeds),
-        trials=len(arms) * len(seeds),
+        trials=len(chosen.sample.numbers) * len(seeds),
+        attributes=chosen.attributes,
     )
-    attributes = {**prepared.attributes, SAMPLE: sample.to_json()}
-    status = train_all(replace(prepared, attributes=attributes), wanted.dry_run)
+    status = train_all(replace(prepared, renewed=chosen.renewed), wanted.dry_run)
     if status == 0 and not wanted.dry_run:
         where = storage_arguments(storage_url(wanted.local.storage))
         see = shlex.join(["visweep", "report", source.name, *where])
@@ -62,24 +72,60 @@ def pruned(wanted: Wanted) -> int:
     return status
 
 
-def _begun(wanted: Wanted, source: Source) -> Sample | None:
+@dataclass(frozen=True)
+class _Chosen:
+    """Which pruned trials are trained.
+
+    Attributes:
+        sample: they.
+        pool: that it was taken from; None in a study that an earlier version began.
+        arms: of the study. They never change, so that those of a larger sample are there from the
+            beginning; the first one is trained first, whoever takes part.
+    """
+
+    sample: Sample
+    pool: Pool | None
+    arms: tuple[int, ...]
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return {} if self.pool is None else {POOL: self.pool.to_json()}
+
+    @property
+    def renewed(self) -> dict[str, Any]:
+        return {SAMPLE: self.sample.to_json(), TAKING_PART: list(map(arm_of, self.sample.numbers))}
+
+
+def _new(wanted: Wanted, source: Source) -> _Chosen:
+    found = pool(source.trials, _ACCURACY, source.specification.seed)
+    sample = found.sample(wanted.sample)
+    return _Chosen(sample, found, tuple(dict.fromkeys([*sample.numbers, *found.nearest])))
+
+
+def _begun(wanted: Wanted, source: Source) -> _Chosen | None:
     """What an earlier call chose, to go on with; the search may have gone on since then.
 
     Raises:
-        UsageError: it chose another number of trials, or another study's.
+        UsageError: it cannot take in more, or it is another study's.
     """
     name = f"{source.name}-{KIND}"
     with opened(wanted.local.storage, source.name) as (study, storage):
         former = begun(study, storage, name, KIND, wanted.local)
-        sample = Sample.from_json(former.get(SAMPLE))
-    if sample is not None and len(sample.numbers) != min(wanted.sample, _all_of(sample)):
-        number = len(sample.numbers)
+    sample, found = Sample.from_json(former.get(SAMPLE)), Pool.from_json(former.get(POOL))
+    if sample is None:
+        return None
+    number, everybody = len(sample.numbers), len(sample.nearest) + sample.others
+    if found is None and number < min(wanted.sample, everybody):
         raise UsageError(
-            f"--sample: {name!r} trains {number} pruned trials, not {wanted.sample}; accepted: "
-            f"{number}, or another after: {deleting(name, wanted.local)}"
+            f"--sample: {name!r} was begun by an earlier version, with {number} pruned trials and "
+            f"no others; accepted: {number}, or more after: {deleting(name, wanted.local)}"
         )
-    return sample
-
-
-def _all_of(sample: Sample) -> int:
-    return len(sample.nearest) + sample.others
+    if wanted.sample < number:
+        text.print_line(
+            console(),
+            f"{name} trains {number} pruned trials already; a smaller sample takes none away",
+        )
+    elif found is not None:
+        sample = found.sample(wanted.sample)
+    arms = Specification.from_stored(former[SPECIFICATION]).arms
+    return _Chosen(sample, found, tuple(map(number_of, arms)))

@@ -23,7 +23,7 @@ from visweep.search.gpu_workers import workers_on
 from visweep.search.interrupt import Interrupt
 from visweep.search.live import view_for
 from visweep.search.making import TrainerMaker
-from visweep.search.packing import PackedWorker, make_worker
+from visweep.search.packing import make_worker
 from visweep.search.room import free_memory, room_of_each, workers_with_room
 from visweep.search.study import OpenStudy, open_study
 from visweep.search.summary import print_summary
@@ -36,7 +36,6 @@ from visweep.search.threads import (
 )
 from visweep.search.versions import note_of_others
 from visweep.search.watch import Watcher
-from visweep.search.worker import Worker
 from visweep.storage.engine import Storage, open_storage, storage_errors
 from visweep.storage.specification import RACE
 from visweep.storage.whereabouts import Artifacts, make_ready
@@ -102,6 +101,7 @@ def search_until_done(console: Console, prepared: Prepared, command: str) -> int
             asked.trials,
             asked.artifacts,
             prepared.attributes,
+            renewed=prepared.renewed,
             option=prepared.renamed_by,
         )
         done = opened.progress().finished
@@ -130,11 +130,14 @@ def work_on(console: Console, opened: OpenStudy, means: Means, command: str) -> 
     """Work on a study until it is finished or this command is stopped; returns the exit status."""
     view = view_for(console, _expected(opened, means))
     try:
-        with Interrupt(means.timeout, heard=view.stopping).listening() as interrupt:
+        with (
+            Interrupt(means.timeout, heard=view.stopping).listening() as interrupt,
+            _working(opened, means, view, interrupt) as work,
+        ):
             goes_on = _deciding(opened, view.note)
-            _work(opened, means, view, interrupt)
+            work()
             while not interrupt.reason and goes_on():
-                _work(opened, means, view, interrupt)
+                work()
     except KeyboardInterrupt as e:
         # Typer would turn it into a status without a word.
         raise StoppedAtOnce(
@@ -174,7 +177,9 @@ def _print_outcome(console: Console, opened: OpenStudy, means: Means) -> None:
             return
         from visweep.cli.verdicts import print_verdicts
 
-        print_verdicts(console, opened.name, opened.specification, opened.trials(), where)
+        specification = opened.specification
+        trained = replace(specification, arms=specification.taking_part(opened.study.user_attrs))
+        print_verdicts(console, opened.name, trained, opened.trials(), where)
         return
     print_summary(
         console,
@@ -202,11 +207,29 @@ def _images(means: Means) -> Sequence[str]:
     return [] if means.data_dir is None else ["--data-dir", means.data_dir]
 
 
-def _work(opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt) -> None:
-    opened.make_room()
-    if not opened.slots.unfinished():
-        view.opened(opened.name, opened.progress())
-        return
+@contextmanager
+def _working(
+    opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt
+) -> Iterator[Callable[[], None]]:
+    """Trains whatever there is room for, whenever it is called. What that takes is got ready once,
+    when there is something to train, and what is to be said of it is said once."""
+    with ExitStack() as stack:
+        workers: list[Callable[[], None]] = []
+
+        def work() -> None:
+            opened.make_room()
+            if not opened.slots.unfinished():
+                view.opened(opened.name, opened.progress())
+                return
+            if not workers:
+                _say_what_is_worth_knowing(opened, means, view)
+                workers.append(_workers(stack, opened, means, view, interrupt))
+            workers[0]()
+
+        yield work
+
+
+def _say_what_is_worth_knowing(opened: OpenStudy, means: Means, view: Watcher) -> None:
     of_others = note_of_others(opened.trials())
     if of_others is not None:
         view.note(of_others)
@@ -226,46 +249,46 @@ def _work(opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt) 
             f"with {text.plural(threads, 'thread')} each, as the study began, all crowd its cores "
             "and become slower"
         )
-    with _workers(opened, means, view, interrupt) as workers:
-        workers.run()
 
 
-@contextmanager
 def _workers(
-    opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt
-) -> Iterator[Worker | PackedWorker | Crew]:
+    stack: ExitStack, opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt
+) -> Callable[[], None]:
     """One worker in this process, or a crew of processes that share the images."""
-    wanted = means.workers or _suitable(opened, means, view)
+    # A race may have more for them to do at its next look.
+    several = opened.slots.unfinished() > means.pack or RACE in opened.study.user_attrs
+    wanted = means.workers or _suitable(opened, means, view, several)
     maker = TrainerMaker(
         images=means.dataset,
         margin=opened.specification.most_translation,
         device=means.device,
         threads=pinned_threads(opened, wanted, means.device),
     )
-    count = min(wanted, -(-opened.slots.unfinished() // means.pack))
     if means.device == "cpu":
-        expected = _expected(opened, means)
-        maker = replace(maker, room=room_of_each(count, expected, free_memory()))
-    with ExitStack() as stack:
-        images = _shared_images(stack, means, maker.margin, view) if count > 1 else None
-        if images is None:
-            yield make_worker(opened, maker(), view, interrupt, means.pack)
-            return
-        job = Job(
-            storage=means.storage,
-            study=opened.name,
-            data_dir=means.data_dir,
-            artifacts=means.artifacts,
-            pack=means.pack,
-            others_beside=means.device != "cpu",
-            make_trainer=replace(maker, images=images),
-        )
-        yield Crew(opened, job, count, view, interrupt)
+        count = wanted if several else 1
+        room = room_of_each(count, _expected(opened, means), free_memory())
+        maker = replace(maker, room=room)
+    images = None
+    if several and wanted > 1:
+        images = _shared_images(stack, means, maker.margin, view)
+    if images is None:
+        trainer = maker()
+        return lambda: make_worker(opened, trainer, view, interrupt, means.pack).run()
+    job = Job(
+        storage=means.storage,
+        study=opened.name,
+        data_dir=means.data_dir,
+        artifacts=means.artifacts,
+        pack=means.pack,
+        others_beside=means.device != "cpu",
+        make_trainer=replace(maker, images=images),
+    )
+    return stack.enter_context(Crew(opened, job, wanted, view, interrupt)).work
 
 
-def _suitable(opened: OpenStudy, means: Means, view: Watcher) -> int:
+def _suitable(opened: OpenStudy, means: Means, view: Watcher, several: bool) -> int:
     usual = default_workers(means.device)
-    if opened.slots.unfinished() <= means.pack:
+    if not several:
         return usual
     if means.device == "cpu":
         expected = _expected(opened, means)

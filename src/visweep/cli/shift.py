@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
 from visweep import data, text
@@ -26,7 +28,7 @@ from visweep.storage.artifacts import Checkpoints
 from visweep.storage.specification import ARM, Specification
 from visweep.training.device import resolve_device
 from visweep.training.passes import Member
-from visweep.training.shift import Robustness, robustness
+from visweep.training.shift import Heard, Robustness, robustness, work
 from visweep.training.trained import CPU, Trained, allowed_change
 
 _MISSING = "—"
@@ -51,6 +53,10 @@ class _Subject:
     trial: FrozenTrial
     member: Member
     checkpoint: Path
+
+    def work(self, data: ResidentData) -> int:
+        """How many images are evaluated for all its replicas."""
+        return len(self.member.train.seeds) * work(self.member.model, data)
 
 
 @dataclass(frozen=True)
@@ -80,22 +86,36 @@ def shift(console: Console, wanted: Wanted) -> None:
     trained_on = to_device(dataset, CPU, 0)
     there = trained_on if device.type == "cpu" else to_device(dataset, device, 0)
     found = []
-    for subject in chosen.subjects:
-        text.print_line(
-            console,
-            f"{named(subject.trial)}: {len(dataset.val):,} validation images, shifted on {device}",
-        )
-        measured = _measured(subject, trained_on, there).to_json()
-        with opened(wanted.storage, wanted.study, to_change=True) as (_, storage):
-            storage.set_trial_attributes(subject.trial._trial_id, {SHIFT: measured})
-        subject.trial.user_attrs[SHIFT] = measured
-        result = shifted(subject.trial)
-        assert result is not None
-        found.append(result)
+    with _bar(console, sum(each.work(there) for each in chosen.subjects)) as heard:
+        for subject in chosen.subjects:
+            images = f"{len(dataset.val):,} validation images, shifted on {device}"
+            text.print_line(console, f"{named(subject.trial)}: {images}")
+            measured = _measured(subject, trained_on, there, heard).to_json()
+            with opened(wanted.storage, wanted.study, to_change=True) as (_, storage):
+                storage.set_trial_attributes(subject.trial._trial_id, {SHIFT: measured})
+            subject.trial.user_attrs[SHIFT] = measured
+            result = shifted(subject.trial)
+            assert result is not None
+            found.append(result)
     for part in (_by_distance(found), _by_layer(found)):
         console.print(part)
     for line in (f"Of each distance {HOW_FAR}.", HOW_EQUIVARIANT):
         text.print_line(console, line)
+
+
+@contextmanager
+def _bar(console: Console, total: int) -> Iterator[Heard]:
+    """How much is done and how long the rest takes, while it is worked; in a terminal only."""
+    columns = (
+        BarColumn(None),
+        TaskProgressColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as shown:
+        task = shown.add_task("", total=total)
+        yield lambda images: shown.advance(task, images)
 
 
 def _choose(wanted: Wanted) -> _Chosen:
@@ -156,11 +176,13 @@ def _subject(specification: Specification, trial: FrozenTrial, kept: Checkpoints
     return _Subject(trial, Member(*trained_as(specification, trial)), checkpoint)
 
 
-def _measured(subject: _Subject, trained_on: ResidentData, there: ResidentData) -> Robustness:
+def _measured(
+    subject: _Subject, trained_on: ResidentData, there: ResidentData, heard: Heard
+) -> Robustness:
     """Of all replicas of a trial."""
     trained = Trained(subject.member, trained_on, subject.checkpoint)
     models = [trained.replica(seed) for seed in trained.seeds]
-    found = robustness(models, subject.member.model, there)
+    found = robustness(models, subject.member.model, there, heard)
     then, now = trained.mean_val_accuracy, found.accuracy[0]
     if abs(now - then) > allowed_change(then, len(there.val)):
         raise ExportError(

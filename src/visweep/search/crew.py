@@ -2,7 +2,9 @@
 
 Each is a worker like any other, with leases of its own: what one of them was at when it was killed
 is taken over by another. They come from a server process that has imported what they need, so
-that each starts in a moment.
+that each starts in a moment; but its study has to be opened, and a GPU takes seconds to be got
+ready. So a worker that finds nothing left to do rests, until the crew says that there is more, or
+that it may end: a race has a few runs for it at each of its looks.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import optuna
@@ -37,6 +40,10 @@ _PATIENCE_SECONDS = 10.0
 MOST_KILLS = 2 * MOST_LOST
 """A worker and those in its place are killed so often, without an epoch in between, before there
 is no other: what ends each of them would end the next one, too."""
+_HEED_SECONDS = 0.2
+"""So soon a worker that rests hears that it is to stop."""
+_GO_ON, _END = "go on", "end"
+"""What a worker that rests is told."""
 _ERRORS: dict[str, type[VisweepError]] = {
     kind.__name__: kind for kind in (SweepFailed, StorageError, UsageError, DataError)
 }
@@ -76,16 +83,29 @@ class _Member:
     kills: int = 0
     made_room: bool = False
     alone: bool = False
+    rests: bool = False
+
+    @property
+    def works(self) -> bool:
+        return not (self.rests or self.pipe.closed)
+
+    def tell(self, order: str) -> None:
+        self.rests = False
+        # Should it have been killed just now, that is heard as of any other.
+        with suppress(OSError):
+            self.pipe.send(order)
 
 
 @dataclass
 class Crew:
-    """Runs workers until the study is finished or the interrupt has a reason.
+    """Runs workers, each time until the study is finished or the interrupt has a reason.
+
+    As a context it keeps them in between, and ends them when it is left.
 
     Attributes:
         opened: the study, as this process sees it.
         job: what they are to do.
-        count: how many there are to be.
+        count: how many there are to be at most.
         watcher: hears of every step of each of them.
         interrupt: asks them to stop.
     """
@@ -97,8 +117,23 @@ class Crew:
     interrupt: Interrupt
     _members: list[_Member] = field(default_factory=list)
 
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._dismiss()
+        finally:
+            self._end_all()
+
     def run(self) -> None:
-        """Start the workers and wait for the last of them.
+        """Work once, and end them; see `work`."""
+        with self:
+            self.work()
+
+    def work(self) -> None:
+        """Have as many of them work as there are trials for, and wait for the last of them.
 
         Raises:
             SweepFailed: see `Worker.run`; or all workers died.
@@ -106,23 +141,25 @@ class Crew:
         """
         with storage_errors(self.opened.storage):
             self.watcher.opened(self.opened.name, self.opened.progress())
-            try:
-                self._start()
-                self._follow()
-            finally:
-                self._end_all()
+            self._members = [m for m in self._members if not m.pipe.closed]
+            self._call(min(self.count, -(-self.opened.slots.unfinished() // self.job.pack)))
+            self._follow()
             self._conclude()
 
-    def _start(self) -> None:
-        for _ in range(self.count):
+    def _call(self, number: int) -> None:
+        """Put so many to work: those that rest, and others where they are not enough."""
+        resting = [m for m in self._members if m.rests and m.process.is_alive()][:number]
+        for member in resting:
+            member.tell(_GO_ON)
+        for _ in range(number - len(resting)):
             if not self.interrupt.reason:
                 self._members.append(_start(context_with_torch(), self.job))
 
     def _follow(self) -> None:
         told = False
-        while running := [m for m in self._members if not m.pipe.closed]:
-            for ready in wait([m.pipe for m in running], timeout=0.2):
-                member = next(m for m in running if m.pipe is ready)
+        while working := [m for m in self._members if m.works]:
+            for ready in wait([m.pipe for m in working], timeout=0.2):
+                member = next(m for m in working if m.pipe is ready)
                 self._hear(member)
             hopeless = any(isinstance(m.error, SweepFailed) for m in self._members)
             if not told and (self.interrupt.reason or hopeless):
@@ -143,6 +180,8 @@ class Crew:
             self.watcher.note(f"worker {member.process.pid} gave up: {message}")
         elif kind == "made_room":
             member.made_room = True
+        elif kind == "rests":
+            member.rests = True
         else:
             _note_trial(member, kind, content)
             if kind in ("advanced", "ended"):
@@ -171,15 +210,14 @@ class Crew:
         many as before."""
         self.count //= 2
         if not self.interrupt.reason:
-            for _ in range(min(self.count, self.opened.slots.unfinished()) - 1):
-                self._members.append(_start(context_with_torch(), self.job))
+            self._call(min(self.count, self.opened.slots.unfinished()) - 1)
 
     def _another(self, member: _Member) -> _Member | None:
         """One in its place; None where it would be in vain, or cannot be had."""
         hopeless = any(isinstance(m.error, SweepFailed) for m in self._members)
         if hopeless or self.interrupt.reason or member.kills + 1 >= MOST_KILLS:
             return None
-        alone = all(m.pipe.closed for m in self._members)
+        alone = not any(m.works for m in self._members)
         if member.made_room and not alone:
             return None
         if not self.opened.slots.unfinished():
@@ -201,16 +239,26 @@ class Crew:
                 with suppress(ProcessLookupError):
                     os.kill(member.process.pid, number)
 
+    def _dismiss(self) -> None:
+        """Those that rest may end."""
+        for member in self._members:
+            if member.rests:
+                member.tell(_END)
+        self._wait_for_the_end()
+
     def _end_all(self) -> None:
         """After a second Ctrl-C, or an error of our own: nobody stays behind."""
         self._signal(signal.SIGUSR1)
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        for member in self._members:
-            member.process.join(max(0.0, deadline - time.monotonic()))
+        self._wait_for_the_end()
         self._signal(signal.SIGKILL)
         for member in self._members:
             member.process.join()
             member.pipe.close()
+
+    def _wait_for_the_end(self) -> None:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        for member in self._members:
+            member.process.join(max(0.0, deadline - time.monotonic()))
 
     def _conclude(self) -> None:
         if self.opened.study.user_attrs.get(STOP):
@@ -281,6 +329,32 @@ class _Teller(Watcher):
         self.tell("note", message)
 
 
+class _Orders:
+    """What the crew says to a worker.
+
+    A worker whose crew was killed ends, too; its trial is taken over at once by the next.
+    """
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._orders: SimpleQueue[str] = SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def next(self, interrupt: Interrupt) -> str:
+        """Wait for the next one; to end, where the interrupt has a reason."""
+        while not interrupt.reason:
+            with suppress(Empty):
+                return self._orders.get(timeout=_HEED_SECONDS)
+        return _END
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._orders.put(self._pipe.recv())
+        except (EOFError, OSError):
+            os._exit(1)
+
+
 class _Notes(logging.Handler):
     """What a worker logs becomes a note of the view."""
 
@@ -295,12 +369,12 @@ class _Notes(logging.Handler):
 def work(job: Job, pipe: Connection) -> None:
     """A worker's process, from its beginning to its end."""
     os.setpgid(0, 0)
-    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
+    orders = _Orders(pipe)
     teller = _Teller(pipe)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.basicConfig(handlers=[_Notes(teller)], level=logging.WARNING)
     try:
-        _work(job, teller)
+        _work(job, teller, orders)
     except KeyboardInterrupt:
         pass  # the lease has been given back
     except Crowded as e:
@@ -314,7 +388,7 @@ def work(job: Job, pipe: Connection) -> None:
         teller.tell("error", SweepFailed.__name__, f"a worker crashed: {last}")
 
 
-def _work(job: Job, teller: _Teller) -> None:
+def _work(job: Job, teller: _Teller, orders: _Orders) -> None:
     signal.signal(signal.SIGUSR1, _at_once)
     with Interrupt().listening() as interrupt:
         storage = open_storage(job.storage, must_exist=True)
@@ -323,10 +397,16 @@ def _work(job: Job, teller: _Teller) -> None:
             opened = join_study(storage, job.study, job.data_dir, job.artifacts, answered=True)
             trainer = _made_trainer(job)
             trainer.others_beside = job.others_beside
-            worker = make_worker(opened, trainer, teller, interrupt, job.pack)
-            worker.run()
-            if worker.made_room:
-                teller.tell("made_room")
+            order = _GO_ON
+            while order == _GO_ON:
+                worker = make_worker(opened, trainer, teller, interrupt, job.pack)
+                worker.run()
+                if worker.made_room:
+                    teller.tell("made_room")
+                if worker.made_room or interrupt.reason:
+                    break
+                teller.tell("rests")
+                order = orders.next(interrupt)
         finally:
             storage.close()
 
@@ -349,11 +429,3 @@ def _made_trainer(job: Job) -> Trainer:
 
 def _at_once(*_: Any) -> None:
     raise KeyboardInterrupt
-
-
-def _end_with(pipe: Connection) -> None:
-    """A worker whose crew was killed ends, too; its trial is taken over at once by the next."""
-    try:
-        pipe.recv()
-    except (EOFError, OSError):
-        os._exit(1)

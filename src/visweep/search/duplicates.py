@@ -50,7 +50,7 @@ from visweep.storage.replicates import (
     replicate_number,
     seeds_of,
 )
-from visweep.storage.specification import ARM, BRANCH, DROPPED, Space, Specification
+from visweep.storage.specification import ARM, BRANCH, Space, Specification
 
 DUPLICATES = ("replicate", "run", "skip")
 ATTEMPTS = 5
@@ -248,12 +248,11 @@ class _Proposer:
         return {name: d for name, d in self._space().items() if name not in self.fixed}
 
     def _space(self) -> Space:
-        """That of the study; of a race without the arms that were dropped."""
+        """That of the study, without arms that do not take part."""
         if not self.spec.arms:
             return self.spec.space
-        dropped = self.opened.study.user_attrs.get(DROPPED, ())
-        arms = [name for name in self.spec.arms if name not in dropped]
-        return {**self.spec.space, ARM: CategoricalDistribution(arms)}
+        arms = self.spec.taking_part(self.opened.study.user_attrs)
+        return {**self.spec.space, ARM: CategoricalDistribution(list(arms))}
 
     def _untried(self, start: int) -> dict[str, Any] | None:
         space, free = self.spec.space, self._free()

@@ -109,12 +109,14 @@ class PlainView(Watcher):
         self._console = console
         self._pace = Pace(expected)
         self._last_line = time.monotonic()
-        self._any_began = self._any_ended = False
+        self._opened = self._any_began = self._any_ended = False
         self._progress = Progress(budget=0)
 
     def opened(self, name: str, progress: Progress) -> None:
         self._pace.start(progress)
-        self._print(f"study {name}: {progress.finished} of {progress.budget} trials finished")
+        if not self._opened:
+            self._opened = True
+            self._print(f"study {name}: {progress.finished} of {progress.budget} trials finished")
 
     def began(self, trial: TrialView, progress: Progress) -> None:
         self._progress = progress

@@ -135,6 +135,7 @@ def open_study(
     artifacts: str | None = None,
     attributes: Mapping[str, Any] = MappingProxyType({}),
     *,
+    renewed: Mapping[str, Any] = MappingProxyType({}),
     option: str = "--study",
 ) -> OpenStudy:
     """Create the study, or resume it, with room for `budget` trials in all.
@@ -146,6 +147,7 @@ def open_study(
         budget: how many trials it has in all.
         artifacts: where its artifacts lie from now on; None for where it says.
         attributes: more that a new study keeps of itself.
+        renewed: what it keeps of itself from now on, new or not.
         option: that gives the study another name; named by errors.
 
     Raises:
@@ -167,12 +169,17 @@ def open_study(
                     TRAINER: TRAINER_VERSION,
                     **({} if artifacts is None else {ARTIFACTS: artifacts}),
                     **attributes,
+                    **renewed,
                 },
             )
         stored = study.user_attrs[SPECIFICATION]
         specification = _in_stored_precision(specification, stored["identity"])
         require_same(name, stored["identity"], specification, option)
         specification = _judged_as_stored(specification, stored)
+        for key, value in renewed.items():
+            # Before there is room, which is for the arms that take part.
+            if study.user_attrs.get(key) != value:
+                study.set_user_attr(key, value)
         study.set_user_attr(BUDGET, budget)
         keep_artifacts_in(study, artifacts)
         keep_images_in(study, specification.data.data_dir)

@@ -42,12 +42,14 @@ class Merged:
         finished: how many of its trials are finished.
         budget: how many it is to finish; None for a study of another tool.
         set_aside: how many copies of trials are kept as artifacts.
+        twice: how many of them are of an arm and a seed that both files had trained.
     """
 
     name: str
     finished: int
     budget: int | None
     set_aside: int
+    twice: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def _summary(pair: _Pair) -> Merged:
         finished=sum(t.slot is not None and t.state in FINISHED for t in study.trials),
         budget=study.attributes.get(BUDGET),
         set_aside=len(pair.united.set_aside),
+        twice=pair.united.twice,
     )
 
 

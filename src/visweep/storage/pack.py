@@ -62,11 +62,13 @@ class Unpacked:
         study: its name here.
         finished: how many of its trials are finished.
         branch: the name of this copy's own way, which its proposals follow from.
+        compares: whether it compares arms: then every copy trains the same, in the same order.
     """
 
     study: str
     finished: int
     branch: str
+    compares: bool = False
 
 
 def pack(url: str, name: str, target: Path, artifacts: str | None = None) -> int:
@@ -169,7 +171,8 @@ def unpack(
     """Add a packed study to a storage: all of it, or nothing.
 
     The copy gets a branch of its own: it proposes other points than the study that it was
-    packed from, so that both can go on and be merged.
+    packed from, so that both can go on and be merged. Only a study of arms has none to choose:
+    what two copies of it both train counts once when they are merged.
 
     Args:
         path: the file.
@@ -200,7 +203,7 @@ def unpack(
             place = e.filename or without_password(parse(url))
             raise StorageError(f"{place}: cannot be written ({e.strerror})") from e
     finished = sum(trial.state in FINISHED for trial in study.trials)
-    return Unpacked(study.name, finished, branch)
+    return Unpacked(study.name, finished, branch, study.compares_arms)
 
 
 def _add(

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from visweep.errors import StorageError
 from visweep.storage.schema import inferred_uuid
-from visweep.storage.specification import STUDY_ID
+from visweep.storage.specification import SPECIFICATION, STUDY_ID
 from visweep.storage.tables import FIXED, OF_A_STUDY, OF_A_TRIAL, slots, studies, trials
 
 Row = Mapping[str, Any]
@@ -125,6 +125,11 @@ class StudyRows:
     def attributes(self) -> dict[str, Any]:
         """Its user attributes."""
         return attributes(self.parts["study_user_attributes"])
+
+    @property
+    def compares_arms(self) -> bool:
+        """Whether it is a study of arms."""
+        return bool(self.attributes.get(SPECIFICATION, {}).get("identity", {}).get("arms"))
 
     def with_attributes(self, **changes: Any) -> StudyRows:
         """The same, some user attributes set; those that are None are removed."""

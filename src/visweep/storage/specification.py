@@ -52,6 +52,10 @@ RACE, DROPPED, TEST = "visweep:race", "visweep:dropped", "visweep:test"
 """User attributes of a study that races: between what and by which seeds, the arms that take part
 no longer, and what the one that was chosen reached on the test images."""
 
+TAKING_PART = "visweep:taking-part"
+"""User attribute of a study of arms that grows: those that take part so far, where not all do. Of
+two copies that are merged the longer list stands, so that who takes part stays."""
+
 ARM, SEED = "arm", "seed"
 """The parameters of a study of arms: the name of one, and the seed that it is trained with."""
 
@@ -212,6 +216,11 @@ class Specification:
             limits=Limits(**identity.get("limits", {})),
             arms={n: Arm.from_json(arm) for n, arm in identity.get("arms", {}).items()},
         )
+
+    def taking_part(self, attributes: Mapping[str, Any]) -> dict[str, Arm]:
+        """The arms that are trained in a study with such user attributes."""
+        names = set(attributes.get(TAKING_PART, self.arms)) - set(attributes.get(DROPPED, ()))
+        return {name: arm for name, arm in self.arms.items() if name in names}
 
     def _arms(self) -> dict[str, Any]:
         return {name: arm.to_json() for name, arm in self.arms.items()}

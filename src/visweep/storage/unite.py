@@ -1,8 +1,12 @@
 """Two copies of one study made one, as rows.
 
-A trial that has begun is known by its UUID; waiting slots are interchangeable. The laws, up to
-leases, which do not hold in a copy: nothing twice, nothing lost; uniting with itself or with what
-is in it already changes nothing; the order of the two matters to the trials' numbers alone.
+A trial that has begun is known by its UUID; waiting slots are interchangeable. In a study of arms
+two that trained one point, an arm with a seed, are one trial, too: both sides go through the
+points in one order, and a point counts once, in the budget as in whatever compares the arms.
+
+The laws, up to leases, which do not hold in a copy: nothing twice, nothing lost; uniting with
+itself or with what is in it already changes nothing; the order of the two matters to the trials'
+numbers alone.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from itertools import count
 from optuna.trial import TrialState
 
 from visweep.storage import attached
+from visweep.storage.replicates import SEEDS
 from visweep.storage.rows import Parts, Row, StudyRows, TrialRows, digest, plain
 from visweep.storage.specification import BRANCH, BUDGET
 from visweep.storage.tables import (
@@ -28,6 +33,8 @@ from visweep.storage.tables import (
 
 _TRUNK = "trunk"
 """What a study that was never unpacked is called among branches."""
+_Key = tuple[str, int]
+_Begun = Mapping[_Key, TrialRows]
 _BLANK = TrialRows(
     row={"state": TrialState.WAITING, "datetime_start": None, "datetime_complete": None},
     parts={
@@ -59,11 +66,13 @@ class United:
         sources: by the numbers of its trials that have begun, which trials each is the same as.
         set_aside: the copies of trials that both went on with, and that lost; or that were marked
             otherwise when they had finished.
+        twice: how many of them are of a point that both sides trained by themselves.
     """
 
     study: StudyRows
     sources: Mapping[int, tuple[Source, ...]]
     set_aside: tuple[TrialRows, ...]
+    twice: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,8 @@ def unite(one: StudyRows, other: StudyRows) -> United:
         released = tuple(t.released() for t in one.trials)
         return United(replace(one, trials=released), same, ())
     first, second = _by_identity(one), _by_identity(other)
+    points = _same_points(first, second) if one.compares_arms else {}
+    second = {points.get(key, key): trial for key, trial in second.items()}
     kept = {
         trial.number: _better(trial, second[key]) if key in second else _alone(trial, 0)
         for key, trial in first.items()
@@ -104,6 +115,7 @@ def unite(one: StudyRows, other: StudyRows) -> United:
         ),
         sources={number: k.sources for number, k in kept.items()},
         set_aside=tuple(rival for k in kept.values() for rival in k.rivals),
+        twice=sum(len(kept[first[key].number].rivals) for key in points.values()),
     )
 
 
@@ -111,7 +123,7 @@ def _waits(trial: TrialRows) -> bool:
     return trial.state == TrialState.WAITING
 
 
-def _by_identity(study: StudyRows) -> dict[tuple[str, int], TrialRows]:
+def _by_identity(study: StudyRows) -> _Begun:
     """The trials that have begun, in the study's order.
 
     Those of other tools, and those that failed before they began, have no UUID: they are known
@@ -127,6 +139,30 @@ def _by_identity(study: StudyRows) -> dict[tuple[str, int], TrialRows]:
         found[identity, seen[identity]] = trial
         seen[identity] += 1
     return found
+
+
+def _same_points(first: _Begun, second: _Begun) -> dict[_Key, _Key]:
+    """What the first calls the trials of the second that have trained a point of its own."""
+    here, there = _points(first, second), _points(second, first)
+    return {key: here[point] for point, key in there.items() if point in here}
+
+
+def _points(side: _Begun, other: _Begun) -> dict[str, _Key]:
+    """The points that one side trained by itself; of several trials of one, which only an earlier
+    version left, the first."""
+    found: dict[str, _Key] = {}
+    for key, trial in side.items():
+        point = None if key in other else _point(trial)
+        if point is not None:
+            found.setdefault(point, key)
+    return found
+
+
+def _point(trial: TrialRows) -> str | None:
+    """The arm and the seed that it stands for; None for a replicate, and for what failed."""
+    if trial.slot is None or trial.state == TrialState.FAIL or SEEDS in trial.attributes:
+        return None
+    return json.dumps(trial.parameters, sort_keys=True) if trial.parameters else None
 
 
 def _alone(trial: TrialRows, side: int) -> _Kept:

@@ -22,7 +22,7 @@ The invariance error of the pooled features, which the head reads, is the same w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import sqrt
@@ -94,8 +94,23 @@ class Robustness:
         }
 
 
+Heard = Callable[[int], None]
+"""Hears how many more images, shifted ones, have been evaluated; of a model `work` in all."""
+
+
+def work(config: ModelConfig, data: ResidentData) -> int:
+    """How many images, shifted ones, are evaluated to measure one model of a configuration."""
+    shifts = len(DIRECTIONS) * FARTHEST
+    compared = len(data.val.images[:: _step(data)])
+    distances = {distance for _, distance in _compared(strides_of(config))}
+    return len(data.val) * (2 + shifts) + compared * (1 + len(DIRECTIONS) * len(distances))
+
+
 def robustness(
-    models: Sequence[ViT | ConvNet], config: ModelConfig, data: ResidentData
+    models: Sequence[ViT | ConvNet],
+    config: ModelConfig,
+    data: ResidentData,
+    heard: Heard = lambda images: None,
 ) -> Robustness:
     """Measure models of one configuration, such as the replicas of a trial, in float32.
 
@@ -103,8 +118,9 @@ def robustness(
         models: of one replica each, in evaluation mode; moved to the device of the data.
         config: of each.
         data: what they were validated on.
+        heard: told of the progress.
     """
-    found = [_measured(model.to(data.device), config, data) for model in models]
+    found = [_measured(model.to(data.device), config, data, heard) for model in models]
     return Robustness(
         pixels=found[0].pixels,
         accuracy=_means([each.accuracy for each in found]),
@@ -131,23 +147,27 @@ def _mean_layer(same: Sequence[Layer]) -> Layer:
     return Layer(same[0].name, same[0].stride, error, fmean(far) if far else None)
 
 
-def _measured(model: ViT | ConvNet, config: ModelConfig, data: ResidentData) -> Robustness:
+def _measured(
+    model: ViT | ConvNet, config: ModelConfig, data: ResidentData, heard: Heard
+) -> Robustness:
     pixels = tuple(range(FARTHEST + 1))
     correct = {distance: torch.zeros((), device=data.device) for distance in pixels}
     pooled = {distance: RelativeError() for distance in pixels}
     for images, labels in _batches(data.val, EVALUATED.get(data.device.type, 128)):
         shifts, plain = Shifts(images, FARTHEST), features(model, data, images)
+        heard(len(images))
         for distance in pixels:
             for direction in DIRECTIONS if distance else [(0, 0)]:
                 found = features(model, data, shifts.by(distance, direction))
                 correct[distance] += (found.logits.argmax(-1) == labels).sum()
                 pooled[distance].add(found.pooled, plain.pooled)
+                heard(len(images))
     looked_at = {distance: len(data.val) * (8 if distance else 1) for distance in pixels}
     return Robustness(
         pixels=pixels,
         accuracy=tuple(correct[distance].item() / looked_at[distance] for distance in pixels),
         invariance=tuple(pooled[distance].relative() or 0.0 for distance in pixels),
-        layers=tuple(_layers(model, config, data)),
+        layers=tuple(_layers(model, config, data, heard)),
     )
 
 
@@ -156,17 +176,26 @@ def _batches(split: ResidentSplit, size: int) -> Iterator[tuple[Tensor, Tensor]]
     yield from zip(*parts, strict=True)
 
 
-def _layers(model: ViT | ConvNet, config: ModelConfig, data: ResidentData) -> Iterator[Layer]:
+def _step(data: ResidentData) -> int:
+    return -(-len(data.val) // _MOST_IMAGES)
+
+
+def _compared(strides: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """The layers, and the distances that each can follow."""
+    for name, stride in strides.items():
+        for distance in {stride, FARTHEST} if FARTHEST % stride == 0 else {stride}:
+            yield name, distance
+
+
+def _layers(
+    model: ViT | ConvNet, config: ModelConfig, data: ResidentData, heard: Heard
+) -> Iterator[Layer]:
     strides = strides_of(config)
-    errors = {
-        (name, distance): RelativeError()
-        for name, stride in strides.items()
-        for distance in ({stride, FARTHEST} if FARTHEST % stride == 0 else {stride})
-    }
+    errors = {key: RelativeError() for key in _compared(strides)}
     distances = sorted({distance for _, distance in errors})
-    step = -(-len(data.val) // _MOST_IMAGES)
-    for images in torch.split(data.val.images[::step], _AT_ONCE):
+    for images in torch.split(data.val.images[:: _step(data)], _AT_ONCE):
         shifts, plain = Shifts(images, distances[-1]), features(model, data, images, maps=True)
+        heard(len(images))
         for distance, direction in product(distances, DIRECTIONS):
             moved = features(model, data, shifts.by(distance, direction), maps=True)
             for name, stride in strides.items():
@@ -174,6 +203,7 @@ def _layers(model: ViT | ConvNet, config: ModelConfig, data: ResidentData) -> It
                     cells = [distance // stride * way for way in direction]
                     both = interior(moved.maps[name], plain.maps[name], cells)
                     errors[name, distance].add(*both)
+            heard(len(images))
     for name, stride in strides.items():
         error, far = errors[name, stride].relative(), errors.get((name, FARTHEST))
         if error is not None:

@@ -119,11 +119,12 @@ class TestTooLittle:
     def test_no_rows(self) -> None:
         table = judge([])
         assert table.rows == ()
-        assert table.scatter is table.seeds is None
+        assert table.median is None
 
 
 def nothing_known(row: Row) -> bool:
-    return all(x is None for x in (row.scatter, row.interval, row.p, row.adjusted, row.detectable))
+    known = (row.scatter, row.interval, row.p, row.adjusted, row.detectable, row.needed)
+    return all(each is None for each in known)
 
 
 class TestATable:
@@ -145,20 +146,35 @@ class TestATable:
         assert rows[0].adjusted == pytest.approx(3 * rows[0].p)
         assert rows[0].detectable == pytest.approx(detectable(0.1, 3, 3))
 
-    def test_scatter_is_pooled_by_degrees_of_freedom(self) -> None:
-        """Scatters 1 (2 degrees) and √0.5 (1 degree): √((2 × 1 + 0.5) / 3)."""
+    def test_each_row_has_its_own_number_of_seeds(self) -> None:
+        """Scatters 1 and √0.5, at the level of the first step of Holm's procedure."""
         table = judge([compared(1.0, 2.0, 3.0), compared(1.0, 2.0)])
-        assert table.scatter == pytest.approx((2.5 / 3) ** 0.5)
-        assert table.seeds == seeds_needed(1.0, (2.5 / 3) ** 0.5, 2)
+        assert [row.needed for row in table.rows] == [
+            seeds_needed(1.0, 1.0, 2),
+            seeds_needed(1.0, 0.5**0.5, 2),
+        ]
+        assert table.median is table.rows[0], "of two, the one that scatters more"
 
-    def test_rows_without_scatter_do_not_lower_it(self) -> None:
-        table = judge([compared(1.0, 2.0, 3.0), compared(0.0, 0.0, 0.0), compared(1.0, 1.0)])
-        assert table.scatter == pytest.approx(1.0)
-        assert judge([compared(1.0, 1.0)]).seeds is None
+    def test_a_collapsed_row_does_not_move_the_median(self) -> None:
+        """Planted: with some seeds one change learns nothing; eight others scatter by 0.3."""
+        plain = [compared(0.3, -0.3, 0.0, 0.3, -0.3, change=str(i)) for i in range(8)]
+        collapsed = compared(-9.0, 0.5, -0.2, -8.0, 0.1, change="collapsed")
+        table, without = judge([*plain, collapsed]), judge([*plain, compared(0.1, 0.4, 0.2)])
+        assert table.median is not None
+        assert without.median is not None
+        assert table.median.needed == without.median.needed == seeds_needed(1.0, 0.3, 9)
+        assert table.rows[-1].needed == seeds_needed(1.0, table.rows[-1].scatter or 0, 9)
+        assert (table.rows[-1].needed or 0) > 50 * (table.median.needed or 0)
+
+    def test_rows_without_scatter_are_not_in_the_middle(self) -> None:
+        table = judge([compared(0.0, 0.0), compared(1.0, 2.0, 3.0), compared(1.0, 1.0)])
+        assert [row.needed is None for row in table.rows] == [True, False, True]
+        assert table.median is table.rows[1]
+        assert judge([compared(1.0, 1.0)]).median is None
 
     def test_the_aim_is_the_callers(self) -> None:
         table = judge([compared(1.0, 2.0, 3.0)], aim=0.5)
-        assert (table.aim, table.seeds) == (0.5, 34)
+        assert (table.aim, table.rows[0].needed) == (0.5, 34)
         with pytest.raises(ValueError, match="larger than 0"):
             judge([], aim=0.0)
 

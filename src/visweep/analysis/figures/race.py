@@ -19,6 +19,7 @@ from visweep.analysis.figures.chart import (
     require,
     whole_numbers,
 )
+from visweep.analysis.figures.race_look import look_chart, reach
 from visweep.analysis.figures.words import hovered_value
 from visweep.analysis.measure import Measure, plural
 from visweep.analysis.race import Mean, Raced
@@ -32,12 +33,15 @@ Course = Sequence[tuple[int, Mean]]
 
 
 def race_chart(raced: Raced, measure: Measure) -> Chart:
-    """Mean accuracy and 95 % interval of each arm by the number of its seeds.
+    """Mean accuracy and 95 % interval of each arm by the number of its seeds; after a single look,
+    of the arms beside each other.
 
     Raises:
         NothingToDraw: there was no look yet.
     """
     require(bool(raced.race.looks), "There are too few runs for a first look yet.")
+    if len(raced.race.looks) == 1:
+        return look_chart(raced, measure, _summary(raced, measure))
     courses = {arm: _course(raced, arm) for arm in raced.arms}
     figure = go.Figure()
     looks = iter(zip(cycle(_COLORS), (dash for dash in _DASHES for _ in _COLORS), strict=False))
@@ -80,7 +84,7 @@ def _line(
     dash: str,
     aside: float,
 ) -> go.Scatter:
-    ends = [_ends(mean) for _, mean in course]
+    ends = [reach(mean) for _, mean in course]
     chosen = arm == raced.chosen
     return go.Scatter(
         x=[seeds + aside for seeds, _ in course],
@@ -99,13 +103,6 @@ def _line(
         customdata=[seeds for seeds, _ in course],
         hovertemplate=f"<b>{escape(arm)}</b>, %{{customdata}} seeds<br>{hovered_value(measure)}",
     )
-
-
-def _ends(mean: Mean) -> tuple[float, float]:
-    """How far the interval reaches below and above the mean; not at all without one."""
-    if mean.low is None or mean.high is None:
-        return 0.0, 0.0
-    return mean.accuracy - mean.low, mean.high - mean.accuracy
 
 
 def _dropped(raced: Raced, courses: dict[str, Course], measure: Measure) -> go.Scatter:

@@ -23,7 +23,7 @@ from visweep.analysis.sections.cells import per_seed
 from visweep.analysis.sections.race import race_lead
 from visweep.analysis.sections.replicates import said_of
 from visweep.analysis.sections.verdicts import arm_tiles, table_of, tally
-from visweep.storage.specification import TEST
+from visweep.storage.specification import TAKING_PART, TEST
 
 
 def circumstances(overview: Overview) -> list[str]:
@@ -46,7 +46,8 @@ def circumstances(overview: Overview) -> list[str]:
 
 
 def _compared(overview: Overview) -> list[str]:
-    arms = plural(len(mapping(overview.identity, "arms")), "configuration")
+    compared = overview.attributes.get(TAKING_PART, mapping(overview.identity, "arms"))
+    arms = plural(len(compared), "configuration")
     images = mapping(overview.identity, "data").get("name")
     return [f"{arms} on {images}" if images else arms, "over paired seeds"]
 

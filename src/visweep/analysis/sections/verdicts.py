@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import fmean
 
 from visweep import text
@@ -20,6 +21,7 @@ from visweep.analysis.overview import Overview
 from visweep.analysis.sections.cells import MISSING
 from visweep.analysis.statistics.verdicts import Verdict
 from visweep.analysis.statistics.words import (
+    aim,
     could_have_shown,
     decides,
     judged,
@@ -39,7 +41,9 @@ def table_of(overview: Overview) -> AblationTable | None:
     """A study of arms, judged; None where it compares none."""
     if not overview.compares_arms:
         return None
-    return ablation_table(Specification.from_stored(overview.specification), overview.trials)
+    specification = Specification.from_stored(overview.specification)
+    trained = replace(specification, arms=specification.taking_part(overview.attributes))
+    return ablation_table(trained, overview.trials)
 
 
 def verdicts_section(overview: Overview) -> Section | None:
@@ -121,14 +125,14 @@ def _table(table: AblationTable, words: str) -> Table:
     rows: list[list[str]] = []
     marked = []
     for baseline in table.baselines:
-        rows.append([baseline.name, "baseline", _baseline_cell(baseline), "", "", ""])
+        rows.append([baseline.name, "baseline", _baseline_cell(baseline), "", "", "", ""])
         for each in table.rows:
             if each.baseline.name == baseline.name:
                 if each.row.verdict in (Verdict.BETTER, Verdict.WORSE):
                     marked.append(len(rows))
                 rows.append([baseline.name, changed_fields(each), *_cells(each)])
     columns = ["model", "change", "validation accuracy (loss)", "effect in points (95 %)"]
-    columns += ["p, adjusted", "verdict"]
+    columns += ["p, adjusted", "verdict", f"seeds to show {aim(table.verdicts)}"]
     if not table.rows:
         rows, columns = [[row[0], row[2]] for row in rows], [columns[0], columns[2]]
     return Table(
@@ -137,7 +141,7 @@ def _table(table: AblationTable, words: str) -> Table:
         else f"{words}What was compared",
         columns,
         rows,
-        numeric=frozenset({4}) if table.rows else frozenset(),
+        numeric=frozenset({4, 6}) if table.rows else frozenset(),
         marked=frozenset(marked),
     )
 
@@ -165,7 +169,8 @@ def _cells(each: AblationRow) -> list[str]:
         loss = f" ({losses[0]:.3f}{GAP}→{GAP}{losses[1]:.3f})"
     effect = MISSING if row.effect is None else points(row.effect)
     interval = "" if row.interval is None else " ({} to {})".format(*map(points, row.interval))
-    return [accuracy + loss, effect + interval, _p(row.adjusted), str(row.verdict)]
+    seeds = MISSING if row.needed is None else f"{row.needed:,}"
+    return [accuracy + loss, effect + interval, _p(row.adjusted), str(row.verdict), seeds]
 
 
 def _p(value: float | None) -> str:

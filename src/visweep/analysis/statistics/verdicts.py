@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from math import isnan, sqrt
+from math import isnan
 
 from visweep.analysis.statistics import holm
 from visweep.analysis.statistics.comparison import Comparison, Missing
@@ -47,6 +47,8 @@ class Row:
         verdict: by `adjusted` alone.
         detectable: smallest effect that this many seeds would have shown with a power of 80 %,
             had the scatter been the one measured.
+        needed: how many seeds the effect that the table aims at would need here, by the scatter
+            of this row alone.
     """
 
     change: str
@@ -59,23 +61,37 @@ class Row:
     adjusted: float | None
     verdict: Verdict
     detectable: float | None
+    needed: int | None = None
 
 
 @dataclass(frozen=True)
 class Verdicts:
     """A table of comparisons judged together.
 
+    Changes scatter unlike each other: one that makes training collapse with some seeds may scatter
+    ten times as much as the others, and would decide any mean over the rows. So the number of
+    seeds is each row's own, and the median row speaks for the table.
+
     Attributes:
         rows: in the order of the comparisons.
-        aim: size of effect that `seeds` is for, in points.
-        scatter: of the paired differences, in points, pooled over the rows that have any.
-        seeds: how many an effect of that size needs to be shown with a power of 80 %.
+        aim: size of effect that the numbers of seeds are for, in points.
     """
 
     rows: tuple[Row, ...]
     aim: float
-    scatter: float | None
-    seeds: int | None
+
+    @property
+    def median(self) -> Row | None:
+        """The row in the middle by its scatter, of two the one with more; None where no row
+        has any.
+
+        Rows without scatter are left out: equal differences say that something was not varied,
+        not that seeds do not matter.
+        """
+        varied = sorted(
+            (row for row in self.rows if row.scatter), key=lambda row: row.scatter or 0
+        )
+        return varied[len(varied) // 2] if varied else None
 
 
 @dataclass(frozen=True)
@@ -107,13 +123,11 @@ def judge(comparisons: Sequence[Comparison], aim: float = 1.0) -> Verdicts:
         raise ValueError("the effect sought is larger than 0")
     measured = [_measure(comparison) for comparison in comparisons]
     adjusted = holm.adjust([each.p for each in measured]).tolist()
-    rows = [
-        _row(comparison, each, after, len(measured))
+    rows = tuple(
+        _row(comparison, each, after, len(measured), aim)
         for comparison, each, after in zip(comparisons, measured, adjusted, strict=True)
-    ]
-    scatter = _pooled(measured)
-    seeds = None if scatter is None else seeds_needed(aim, scatter, len(rows))
-    return Verdicts(tuple(rows), aim, scatter, seeds)
+    )
+    return Verdicts(rows, aim)
 
 
 def _measure(comparison: Comparison) -> _Measured:
@@ -127,8 +141,10 @@ def _measure(comparison: Comparison) -> _Measured:
     return _Measured(len(differences), *(float(number) for number in numbers))
 
 
-def _row(comparison: Comparison, measured: _Measured, adjusted: float, rows: int) -> Row:
-    least = detectable(measured.scatter, measured.pairs, rows) if measured.scatter > 0 else None
+def _row(
+    comparison: Comparison, measured: _Measured, adjusted: float, rows: int, aim: float
+) -> Row:
+    varied = measured.scatter > 0
     return Row(
         change=comparison.change,
         seeds=tuple(comparison.pairs),
@@ -139,7 +155,8 @@ def _row(comparison: Comparison, measured: _Measured, adjusted: float, rows: int
         p=_known(measured.p),
         adjusted=_known(adjusted),
         verdict=_verdict(measured, adjusted),
-        detectable=least,
+        detectable=detectable(measured.scatter, measured.pairs, rows) if varied else None,
+        needed=seeds_needed(aim, measured.scatter, rows) if varied else None,
     )
 
 
@@ -151,18 +168,6 @@ def _verdict(measured: _Measured, adjusted: float) -> Verdict:
     if adjusted >= LEVEL:
         return Verdict.NO_DIFFERENCE
     return Verdict.BETTER if measured.effect > 0 else Verdict.WORSE
-
-
-def _pooled(measured: Sequence[_Measured]) -> float | None:
-    """Scatter over all rows, each weighted by its degrees of freedom.
-
-    Rows without scatter are left out: equal differences say that something was not varied, not
-    that seeds do not matter.
-    """
-    varied = [each for each in measured if each.scatter > 0]
-    freedom = sum(each.pairs - 1 for each in varied)
-    squares = sum((each.pairs - 1) * each.scatter**2 for each in varied)
-    return sqrt(squares / freedom) if freedom else None
 
 
 def _known(number: float) -> float | None:

@@ -16,6 +16,10 @@ FINE = 0.1
 MOST = 100.0
 """Points by which accuracies can differ."""
 
+FAR = 4
+"""A row that needs so many times the seeds of the median row is named: its scatter is about twice
+as large, which between rows that are alike a few runs seldom make it seem."""
+
 
 def judged(row: Row) -> str:
     """`−0.8 points (−2.1 to +0.5): no difference shown; 5 seeds could have shown 1.9`.
@@ -40,16 +44,37 @@ def decides(verdicts: Verdicts) -> str:
     )
 
 
+def aim(verdicts: Verdicts) -> str:
+    """The size of effect that the numbers of seeds are for: `1 point`."""
+    return f"{verdicts.aim:.3g}{GAP}point{'' if verdicts.aim == 1 else 's'}"
+
+
 def needed(verdicts: Verdicts) -> str:
-    """How many seeds the effect that was asked for would need; empty where none can tell."""
-    if verdicts.seeds is None or verdicts.scatter is None:
+    """How many seeds the effect that was asked for would need: in the median row, in the others,
+    and by name in rows that need far more. Sentences; empty where no row can tell."""
+    median = verdicts.median
+    if median is None or median.needed is None or median.scatter is None:
         return ""
-    aim = f"{verdicts.aim:.3g}{GAP}point{'' if verdicts.aim == 1 else 's'}"
-    return (
-        f"To show an effect of {aim} in 4 of 5 studies would take about "
-        f"{plural(verdicts.seeds, 'seed')}: the differences of paired runs scatter by "
-        f"{verdicts.scatter:.2g}{GAP}points."
+    numbers = [row.needed for row in verdicts.rows if row.needed is not None]
+    near = [seeds for seeds in numbers if seeds < FAR * median.needed]
+    where = ": the" if len(numbers) == 1 else " in the median row, whose"
+    among = "" if min(near) == max(near) else f"; by the row, {min(near)} to {max(near)}"
+    sentence = (
+        f"To show an effect of {aim(verdicts)} in 4 of 5 studies would take about "
+        f"{plural(median.needed, 'seed')}{where} paired differences scatter by "
+        f"{median.scatter:.2g}{GAP}points{among}"
     )
+    return f"{sentence}{_far_more(verdicts.rows, FAR * median.needed)}."
+
+
+def _far_more(rows: Sequence[Row], least: int) -> str:
+    """The rows that need so many seeds, or more."""
+    named = [
+        f"{row.needed:,} for {row.change} (scatter {row.scatter:.2g}{GAP}points)"
+        for row in rows
+        if row.needed is not None and row.needed >= least
+    ]
+    return f"; but {text.listing(named)}" if named else ""
 
 
 def could_have_shown(rows: Sequence[Row]) -> str:
