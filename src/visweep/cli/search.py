@@ -23,6 +23,7 @@ from visweep.search.gpu_workers import workers_on
 from visweep.search.interrupt import Interrupt
 from visweep.search.live import view_for
 from visweep.search.making import TrainerMaker
+from visweep.search.mps import Mps
 from visweep.search.packing import PackedWorker, make_worker
 from visweep.search.room import free_memory, workers_with_room
 from visweep.search.study import OpenStudy, open_study
@@ -130,11 +131,14 @@ def work_on(console: Console, opened: OpenStudy, means: Means, command: str) -> 
     """Work on a study until it is finished or this command is stopped; returns the exit status."""
     view = view_for(console, _expected(opened, means))
     try:
-        with Interrupt(means.timeout, heard=view.stopping).listening() as interrupt:
+        with (
+            Interrupt(means.timeout, heard=view.stopping).listening() as interrupt,
+            Mps(means.device, view.note) as mps,
+        ):
             goes_on = _deciding(opened, view.note)
-            _work(opened, means, view, interrupt)
+            _work(opened, means, view, interrupt, mps)
             while not interrupt.reason and goes_on():
-                _work(opened, means, view, interrupt)
+                _work(opened, means, view, interrupt, mps)
     except KeyboardInterrupt as e:
         # Typer would turn it into a status without a word.
         raise StoppedAtOnce(
@@ -202,7 +206,7 @@ def _images(means: Means) -> Sequence[str]:
     return [] if means.data_dir is None else ["--data-dir", means.data_dir]
 
 
-def _work(opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt) -> None:
+def _work(opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt, mps: Mps) -> None:
     opened.make_room()
     if not opened.slots.unfinished():
         view.opened(opened.name, opened.progress())
@@ -226,16 +230,16 @@ def _work(opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt) 
             f"with {text.plural(threads, 'thread')} each, as the study began, all crowd its cores "
             "and become slower"
         )
-    with _workers(opened, means, view, interrupt) as workers:
+    with _workers(opened, means, view, interrupt, mps) as workers:
         workers.run()
 
 
 @contextmanager
 def _workers(
-    opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt
+    opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt, mps: Mps
 ) -> Iterator[Worker | PackedWorker | Crew]:
     """One worker in this process, or a crew of processes that share the images."""
-    wanted = means.workers or _suitable(opened, means, view)
+    wanted = means.workers or _suitable(opened, means, view, mps)
     maker = TrainerMaker(
         images=means.dataset,
         margin=opened.specification.most_translation,
@@ -256,18 +260,19 @@ def _workers(
             pack=means.pack,
             others_beside=means.device != "cpu",
             make_trainer=replace(maker, images=images),
+            served=mps.environment,
         )
         yield Crew(opened, job, count, view, interrupt)
 
 
-def _suitable(opened: OpenStudy, means: Means, view: Watcher) -> int:
+def _suitable(opened: OpenStudy, means: Means, view: Watcher, mps: Mps) -> int:
     usual = default_workers(means.device)
     if opened.slots.unfinished() <= means.pack:
         return usual
     if means.device == "cpu":
         expected = _expected(opened, means)
         return workers_with_room(usual, means.pack, expected, free_memory(), view)
-    found = workers_on(opened.specification, means.device, view.note)
+    found = workers_on(opened.specification, means.device, view.note, mps.environment)
     return max(1, found // means.pack)
 
 

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -54,6 +54,7 @@ class Job:
         pack: how many trials each worker trains at the same time.
         others_beside: whether they share the memory of one device; see `Trainer.others_beside`.
         make_trainer: called in each worker's process; see `visweep.search.making`.
+        served: what CUDA MPS demands of their environment; None where it serves none of them.
     """
 
     storage: str
@@ -63,6 +64,7 @@ class Job:
     make_trainer: Callable[[], Trainer]
     pack: int = 1
     others_beside: bool = False
+    served: Mapping[str, str] | None = None
 
 
 @dataclass
@@ -295,6 +297,7 @@ class _Notes(logging.Handler):
 def work(job: Job, pipe: Connection) -> None:
     """A worker's process, from its beginning to its end."""
     os.setpgid(0, 0)
+    os.environ.update(job.served or {})
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     teller = _Teller(pipe)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -312,6 +315,18 @@ def work(job: Job, pipe: Connection) -> None:
         traceback.print_exc()
         last = traceback.format_exception_only(e)[-1].strip()
         teller.tell("error", SweepFailed.__name__, f"a worker crashed: {last}")
+    finally:
+        if job.served is not None:
+            _wait_for_gpu()
+
+
+def _wait_for_gpu() -> None:
+    """A client of MPS that ends while the GPU computes for it may take the others with it."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        with suppress(RuntimeError):  # one that has failed computes no more, and has been told
+            torch.cuda.synchronize()
 
 
 def _work(job: Job, teller: _Teller) -> None:
