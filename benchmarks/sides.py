@@ -30,6 +30,7 @@ from visweep.config import ConvNetConfig, DataConfig, ModelConfig, TrainConfig, 
 from visweep.data import load
 from visweep.data.dataset import Dataset, Split
 from visweep.data.resident import to_device
+from visweep.search.mps import Mps
 from visweep.training.counts import multiply_adds
 from visweep.training.device import resolve_device
 from visweep.training.fit import fit
@@ -94,7 +95,9 @@ class Bench:
 
     def data_config(self, train_size: int | None = None) -> DataConfig:
         """What visweep is asked for."""
-        return DataConfig(name=self.dataset, data_dir=str(self.data_dir), train_size=train_size)
+        is_published = self.dataset == "fashion-mnist"
+        folder = str(self.data_dir) if is_published else None
+        return DataConfig(name=self.dataset, data_dir=folder, train_size=train_size)
 
     def in_turns(self, sides: Mapping[str, Callable[[], Any]]) -> dict[str, list[Any]]:
         """What each side came to in each repetition."""
@@ -165,9 +168,10 @@ class Case:
         )
         return sum(together(bench.workers, _our_rate, *arguments))
 
-    def processes(self, count: int) -> float:
+    def processes(self, count: int, mps: Mps) -> float:
         """Images per second of so many processes, each with a run of its own."""
-        return sum(together(count, _our_rate, *self._alone(count)))
+        served = dict(mps.environment or {}) if count > 1 else {}
+        return sum(together(count, _served_rate, served, *self._alone(count)))
 
     def lanes(self, count: int) -> float:
         """Images per second of so many lanes of one process, each with a run of its own."""
@@ -209,6 +213,11 @@ def _our_rate(
     pace = Pace(seconds)
     fit(model, train, data, on_epoch=pace, device=device)
     return pace.images_per_second
+
+
+def _served_rate(environment: Mapping[str, str], *arguments: Any) -> float:
+    os.environ.update(environment)
+    return _our_rate(*arguments)
 
 
 def _lanes_rate(

@@ -40,6 +40,8 @@ from sides import MODELS, Bench, Case, Sweep, our_accuracy, our_sweep, their_acc
 from torchvision_images import KINDS, opened
 from vit_search import SEARCH
 
+from visweep.search.mps import Mps
+
 MARGIN = 1.0
 """Points of accuracy within which both sides count as equal."""
 
@@ -86,19 +88,21 @@ def seeds(bench: Bench, options: argparse.Namespace) -> None:
 
 
 def lanes(bench: Bench, options: argparse.Namespace) -> None:
-    """Runs at once, each in a pass of its own: as lanes of one process, and as processes."""
+    """Runs at once, each in a pass of its own: as lanes of one process, and as processes, which
+    CUDA MPS serves where it can be started."""
     rows = []
-    for name in options.models or list(MODELS)[1:2]:
-        case = Case(bench, MODELS[name].replace(**bench.fields))
-        sides: dict[str, Callable[[], float]] = {}
-        for count in options.counts:
-            sides[f"{count} in one process"] = partial(case.lanes, count)
-            sides[f"{count} processes"] = partial(case.processes, count)
-        found = bench.in_turns(sides)
-        base = next(iter(found.values()))
-        for side, rates in found.items():
-            ratios = [rate / b for rate, b in zip(rates, base, strict=True)]
-            rows.append((name, side, _spread(rates, ",.0f"), _spread(ratios, ".2f")))
+    with Mps(bench.device, print) as mps:
+        for name in options.models or list(MODELS)[1:2]:
+            case = Case(bench, MODELS[name].replace(**bench.fields))
+            sides: dict[str, Callable[[], float]] = {}
+            for count in options.counts:
+                sides[f"{count} in one process"] = partial(case.lanes, count)
+                sides[f"{count} processes"] = partial(case.processes, count, mps)
+            found = bench.in_turns(sides)
+            base = next(iter(found.values()))
+            for side, rates in found.items():
+                ratios = [rate / b for rate, b in zip(rates, base, strict=True)]
+                rows.append((name, side, _spread(rates, ",.0f"), _spread(ratios, ".2f")))
     print_table(("configuration", "runs at once", "images/s of all", "ratio"), rows)
 
 

@@ -269,7 +269,8 @@ def test_the_conventional_sweep_draws_from_the_same_space(space: str) -> None:
 def test_points_are_those_of_the_curves_that_were_trained() -> None:
     from train_curves import FOLDER, random_point
 
-    rows = [json.loads(line) for path in FOLDER.glob("*.jsonl") for line in path.open()]
+    lines = [line for path in FOLDER.glob("*.jsonl") for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in lines]
     drawn_ones = [row for row in rows if row["index"] > 0]
     assert len(drawn_ones) > 50
     assert all(random_point(row["index"]) == row["point"] for row in drawn_ones)

@@ -52,6 +52,8 @@ def tell(command: str) -> None:
         client.connect(str(CONTROL))
         client.send(command.encode())
         client.recv(1)  # until the other end is closed
+    if WRONG == "stays":
+        sys.exit(1)
 
 
 if __name__ == "__main__":

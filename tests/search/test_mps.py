@@ -299,7 +299,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize(
+    "interrupted", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True)]
+)
 def test_it_ends_with_a_sweep(
     stand_in: StandIn,
     launcher: Any,
