@@ -38,7 +38,9 @@ from visweep.search.threads import (
 from visweep.search.versions import note_of_others
 from visweep.search.watch import Watcher
 from visweep.search.worker import Worker
-from visweep.storage.engine import Storage, open_storage, storage_errors
+from visweep.storage.engine import Storage
+from visweep.storage.failures import storage_errors
+from visweep.storage.opening import open_storage
 from visweep.storage.specification import RACE
 from visweep.storage.whereabouts import Artifacts, make_ready
 from visweep.training.estimate import Images

@@ -30,7 +30,8 @@ from visweep.search.processes import context_with_torch
 from visweep.search.study import STOP, OpenStudy, join_study
 from visweep.search.watch import Progress, TrialView, Watcher
 from visweep.search.worker import MOST_LOST, SweepFailed, Trainer
-from visweep.storage.engine import open_storage, storage_errors
+from visweep.storage.failures import storage_errors
+from visweep.storage.opening import open_storage
 
 _PATIENCE_SECONDS = 10.0
 """A worker that was told to stop at once has so long to give its lease back."""
