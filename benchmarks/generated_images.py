@@ -43,7 +43,7 @@ STD = tuple(np.sqrt(_patterns().var((0, 1, 2)) + (_NOISE**2 - 1) / 12) / 255)
 
 
 @contextmanager
-def generated(count: int = COUNT) -> Iterator[Path]:
+def generated(count: int) -> Iterator[Path]:
     """A folder with the images, for the while."""
     rng = np.random.default_rng(1)
     shown = rng.integers(0, CLASSES, count)

@@ -33,6 +33,7 @@ from statistics import fmean, median, stdev
 import conventional
 import torch
 from conventional import TRAIN, Machine, fixed_points
+from generated_images import COUNT
 from lanes import pool, together
 from measuring import environment, print_table
 from scipy.stats import ttest_ind
@@ -196,7 +197,7 @@ def main() -> None:
     options = _parser().parse_args()
     where = "" if options.device == "cpu" else f"; {torch.cuda.get_device_name(options.device)}"
     print(environment() + where, flush=True)
-    with opened(options.dataset, options.data_dir) as root:
+    with opened(options.dataset, options.data_dir, options.images) as root:
         bench = Bench(
             dataset=options.dataset,
             root=root,
@@ -220,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("/usr/share/datasets/fashion-mnist"),
         help="of Fashion-MNIST",
     )
+    add("--images", type=int, default=COUNT, help="that are generated")
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
     add("--workers", type=int, default=2, help="processes that share the machine")
     add("--repetitions", type=int, default=5)

@@ -68,10 +68,15 @@ class Images:
         return Images(self.kind, self.root, self.train[:train], self.val[:val])
 
 
-def opened(kind: str, data_dir: Path) -> AbstractContextManager[Path]:
-    """The folder of a data set as torchvision wants it, for the while; `data_dir` is that of
-    Fashion-MNIST, and of no use to what is generated."""
-    return generated() if kind == "cifar-shaped" else torchvision_root(data_dir)
+def opened(kind: str, data_dir: Path, count: int) -> AbstractContextManager[Path]:
+    """The folder of a data set as torchvision wants it, for the while.
+
+    Args:
+        kind: which; of `KINDS`.
+        data_dir: where Fashion-MNIST lies.
+        count: of the images that are generated.
+    """
+    return generated(count) if kind == "cifar-shaped" else torchvision_root(data_dir)
 
 
 @contextmanager

@@ -294,7 +294,8 @@ class TestThroughput:
 
     @pytest.mark.parametrize("dataset", ["fashion-mnist", "cifar-shaped"])
     def test_configs(self, launcher: Any, tmp_path: Path, dataset: str) -> None:
-        rows = self.rows(launcher, tmp_path, "configs", *self.FAST, "--dataset", dataset)
+        of_these = ("--dataset", dataset, "--images", 1_000)
+        rows = self.rows(launcher, tmp_path, "configs", *self.FAST, *of_these)
         assert [row[1].split(",")[0] for row in rows] == [
             "conventional",
             "conventional",
@@ -323,8 +324,8 @@ class TestThroughput:
 
     def test_sweep_of_the_report_s_space(self, launcher: Any, tmp_path: Path) -> None:
         small = ("--trials", 2, "--epochs", 1, "--train-size", 64, *self.FAST[:4])
-        other = ("--space", "report", "--dataset", "cifar-shaped", "--auto", "--pack", 2)
-        rows = self.rows(launcher, tmp_path, "sweep", *small, *other)
+        other = ("--space", "report", "--dataset", "cifar-shaped", "--images", 400)
+        rows = self.rows(launcher, tmp_path, "sweep", *small, *other, "--auto", "--pack", 2)
         assert [row[0] for row in rows][1] == "visweep, automatic workers of 2 trials"
         assert all(0 < float(row[4].removesuffix(" %")) < 50 for row in rows)
 

@@ -325,7 +325,7 @@ def _wait_for_gpu() -> None:
     """A client of MPS that ends while the GPU computes for it may take the others with it."""
     import torch
 
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         with suppress(RuntimeError):  # one that has failed computes no more, and has been told
             torch.cuda.synchronize()
 
