@@ -36,7 +36,7 @@ from measuring import environment, print_table
 from rival import build, parameter_groups
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision_images import Images, data_loaders, divide, torchvision_root
+from torchvision_images import KINDS, Images, data_loaders, divide, torchvision_root
 from train_curves import random_point
 from vit_search import SEARCH
 
@@ -44,6 +44,11 @@ from visweep.config import ModelConfig, TrainConfig, ViTConfig
 
 TRAIN = SEARCH.train.replace(translate=2, flip=True)
 """How a trial is trained: as visweep does it, augmentation for clothes."""
+SPACES = {
+    "small": {"embed_dim": [32, 64, 96], "depth": (2, 6)},
+    "report": {"embed_dim": [64, 96, 128, 184, 256], "depth": (4, 24)},
+}
+"""What the spaces of sweeps/vit_search.py differ in, for images of 32 pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,23 +216,29 @@ def with_best_loaders(
     )
 
 
-def fixed_points(count: int) -> list[dict[str, Any]]:
-    """The first so many of an endless list of random points of the small space."""
-    return [random_point(index) for index in range(1, count + 1)]
+def fixed_points(count: int, space: str = "small") -> list[dict[str, Any]]:
+    """The first so many of an endless list of random points of a space."""
+    return [random_point(index, space) for index in range(1, count + 1)]
 
 
 def sweep(
-    points: Sequence[Mapping[str, Any]], config: TrainConfig, images: Images, machine: Machine
+    points: Sequence[Mapping[str, Any]],
+    config: TrainConfig,
+    images: Images,
+    machine: Machine,
+    space: str = "small",
 ) -> tuple[float, list[float]]:
     """Train these points as the trials of a study; returns the seconds and each one's accuracy."""
+    channels = len(KINDS[images.kind].mean)
 
     def objective(trial: optuna.Trial) -> float:
         model = ViTConfig(
+            in_chans=channels,
             drop=trial.suggest_float("drop", 0.0, 0.3),
             attn_drop=trial.suggest_float("attn_drop", 0.0, 0.3),
             patch_size=trial.suggest_categorical("patch_size", [4, 8, 16]),
-            embed_dim=trial.suggest_categorical("embed_dim", [32, 64, 96]),
-            depth=trial.suggest_int("depth", 2, 6),
+            embed_dim=trial.suggest_categorical("embed_dim", SPACES[space]["embed_dim"]),
+            depth=trial.suggest_int("depth", *SPACES[space]["depth"]),
             num_heads=trial.suggest_categorical("num_heads", [2, 4, 8]),
         )
         epochs: list[Epoch] = []

@@ -43,8 +43,8 @@ from optuna.trial import TrialState
 
 from visweep.sealed import write_sealed
 from visweep.storage.artifacts import Checkpoints, folder_name
-from visweep.storage.engine import artifact_folder, open_storage
 from visweep.storage.folder import Folder
+from visweep.storage.opening import open_storage
 from visweep.storage.rows import StudyRows, TrialRows, write
 from visweep.storage.specification import (
     BUDGET,
@@ -54,6 +54,7 @@ from visweep.storage.specification import (
     Specification,
     provenance,
 )
+from visweep.storage.whereabouts import artifact_folder
 
 ROOT = Path(__file__).parents[1]
 BINARIES = Path(sys.executable).parent

@@ -29,7 +29,8 @@ from visweep.search.interrupt import Interrupt
 from visweep.search.study import OpenStudy, open_study
 from visweep.search.watch import Progress, TrialView, Watcher
 from visweep.search.worker import Trainer, Worker
-from visweep.storage.engine import Storage, open_storage
+from visweep.storage.engine import Storage
+from visweep.storage.opening import open_storage
 from visweep.storage.specification import Specification
 from visweep.training.results import EpochResult, FitResult
 

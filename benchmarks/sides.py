@@ -14,25 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import conventional
+import generated_images
 import optuna
 import torch
 from conventional import TRAIN, Machine, measure, with_best_loaders
 from lanes import Pace, together, wait_for_all
 from rich.console import Console
-from torchvision_images import Images, divide
+from torchvision_images import KINDS, Images, divide
 from vit_search import SEARCH
 
-from visweep.cli.prepare import prepare
+from visweep.cli.prepare import prepare_on
 from visweep.cli.search import search_until_done
 from visweep.cli.sweep import SweepOptions
 from visweep.config import ConvNetConfig, DataConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data import load
 from visweep.data.dataset import Dataset, Split
 from visweep.data.resident import to_device
+from visweep.search.mps import Mps
 from visweep.training.counts import multiply_adds
 from visweep.training.device import resolve_device
 from visweep.training.fit import fit
 from visweep.training.passes import Member
+from visweep.training.resolve import device_name
 from visweep.training.rounds import Rounds
 from visweep.training.run import Run
 
@@ -55,10 +58,12 @@ class Bench:
     """What is common to all measurements of a run; fields are named after the options.
 
     Attributes:
+        dataset: which images; of `torchvision_images.KINDS`.
         root: folder of the images, as torchvision wants it.
         data_dir, device, workers, repetitions, seconds, batch_size: see `--help`.
     """
 
+    dataset: str
     root: Path
     data_dir: Path
     device: str
@@ -71,6 +76,28 @@ class Bench:
     def threads(self) -> int:
         """Of each of several processes."""
         return max(1, len(os.sched_getaffinity(0)) // self.workers)
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """Of a model for these images."""
+        return {"in_chans": len(KINDS[self.dataset].mean)}
+
+    def images(self, train_size: int | None = None) -> Images:
+        """As the conventional side reads them."""
+        return divide(self.root, train_size, self.dataset)
+
+    def loaded(self, train_size: int | None = None) -> Dataset:
+        """As visweep reads them."""
+        if self.dataset == "cifar-shaped":
+            images = self.images(train_size)
+            return generated_images.dataset(images.root, images.train, images.val)
+        return load(self.data_config(train_size))
+
+    def data_config(self, train_size: int | None = None) -> DataConfig:
+        """What visweep is asked for."""
+        is_published = self.dataset == "fashion-mnist"
+        folder = str(self.data_dir) if is_published else None
+        return DataConfig(name=self.dataset, data_dir=folder, train_size=train_size)
 
     def in_turns(self, sides: Mapping[str, Callable[[], Any]]) -> dict[str, list[Any]]:
         """What each side came to in each repetition."""
@@ -107,7 +134,12 @@ class Case:
 
     @cached_property
     def images(self) -> Images:
-        return divide(self.bench.root).first(*self.sizes)
+        return self.bench.images().first(*self.sizes)
+
+    @cached_property
+    def ours_first(self) -> Dataset:
+        """The same ones, as visweep has them."""
+        return _first(self.bench.loaded(), *self.sizes)
 
     def loaders(self) -> int:
         """As many as are best for the conventional side in one process."""
@@ -126,13 +158,21 @@ class Case:
         """Images per second of all workers together, each with a run of its own."""
         bench = self.bench
         train = self.train.replace(seeds=tuple(range(replicas)))
-        few = _first(_dataset(bench.data_dir), *self.sizes)
-        arguments = (self.model, train, few, bench.device, bench.threads, bench.seconds)
+        arguments = (
+            self.model,
+            train,
+            self.ours_first,
+            bench.device,
+            bench.threads,
+            bench.seconds,
+        )
         return sum(together(bench.workers, _our_rate, *arguments, as_worker=True))
 
-    def processes(self, count: int) -> float:
+    def processes(self, count: int, mps: Mps) -> float:
         """Images per second of so many processes, each with a run of its own."""
-        return sum(together(count, _our_rate, *self._alone(count), as_worker=True))
+        served = dict(mps.environment or {}) if count > 1 else {}
+        arguments = served, *self._alone(count)
+        return sum(together(count, _served_rate, *arguments, as_worker=True))
 
     def lanes(self, count: int) -> float:
         """Images per second of so many lanes of one process, each with a run of its own."""
@@ -140,9 +180,8 @@ class Case:
 
     def _alone(self, processes: int) -> tuple[Any, ...]:
         bench = self.bench
-        few = _first(_dataset(bench.data_dir), *self.sizes)
         threads = max(1, bench.workers * bench.threads // processes)
-        return self.model, self.train, few, bench.device, threads, bench.seconds
+        return self.model, self.train, self.ours_first, bench.device, threads, bench.seconds
 
     def peak(self) -> float:
         """Operations per second of bf16 matrix products."""
@@ -152,8 +191,8 @@ class Case:
 
 
 @cache
-def _dataset(data_dir: Path, train_size: int | None = None) -> Dataset:
-    return load(DataConfig(name="fashion-mnist", data_dir=str(data_dir), train_size=train_size))
+def _loaded(bench: Bench, train_size: int | None) -> Dataset:
+    return bench.loaded(train_size)
 
 
 def _first(dataset: Dataset, train: int, val: int) -> Dataset:
@@ -175,6 +214,11 @@ def _our_rate(
     pace = Pace(seconds)
     fit(model, train, data, on_epoch=pace, device=device)
     return pace.images_per_second
+
+
+def _served_rate(environment: Mapping[str, str], *arguments: Any) -> float:
+    os.environ.update(environment)
+    return _our_rate(*arguments)
 
 
 def _lanes_rate(
@@ -220,9 +264,25 @@ def _matmul_rate(device: str, threads: int, seconds: float = 1.0) -> float:
     return 2 * size**3 * count / (ended - began)
 
 
-def our_sweep(
-    bench: Bench, points: Sequence[Mapping[str, Any]], epochs: int, train_size: int | None
-) -> tuple[float, list[float]]:
+@dataclass(frozen=True)
+class Sweep:
+    """A search of fixed trials.
+
+    Attributes:
+        points: what is trained, one after the other.
+        space, epochs, train_size, pack: see `--help`.
+        workers: None for as many as visweep chooses.
+    """
+
+    points: Sequence[Mapping[str, Any]]
+    space: str
+    epochs: int
+    train_size: int | None
+    workers: int | None
+    pack: int
+
+
+def our_sweep(bench: Bench, sweep: Sweep) -> tuple[float, list[float]]:
     """The seconds that a search takes for these trials, and each one's accuracy.
 
     Raises:
@@ -231,20 +291,17 @@ def our_sweep(
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/studies.db"
         asked = SweepOptions(
-            trials=len(points),
+            trials=len(sweep.points),
             study="fixed",
             storage=url,
             artifacts=None,
-            data=DataConfig(
-                name="fashion-mnist",
-                data_dir=str(bench.data_dir),
-                train_size=train_size,
-            ),
-            train=TRAIN.replace(epochs=epochs),
-            space="small",
+            data=bench.data_config(sweep.train_size),
+            train=TRAIN.replace(epochs=sweep.epochs),
+            space=sweep.space,
             seeds=1,
             device=bench.device,
-            workers=bench.workers,
+            workers=sweep.workers,
+            pack=sweep.pack,
             sampler="random",
             pruner="none",
             duplicates="replicate",
@@ -254,28 +311,25 @@ def our_sweep(
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         began = time.perf_counter()
         study = optuna.create_study(study_name="fixed", storage=url, direction="maximize")
-        for point in points:
+        for point in sweep.points:
             study.enqueue_trial(dict(point))
-        search_until_done(Console(file=io.StringIO()), prepare(SEARCH, asked), "")
+        images = bench.loaded(sweep.train_size)
+        prepared = prepare_on(images, SEARCH, asked, device_name(bench.device))
+        search_until_done(Console(file=io.StringIO()), prepared, "")
         seconds = time.perf_counter() - began
         trials = optuna.load_study(study_name="fixed", storage=url).trials
     states = [trial.state.name for trial in trials]
-    if states != ["COMPLETE"] * len(points):
-        raise RuntimeError(f"trials that should be {len(points)} complete ones: {states}")
+    if states != ["COMPLETE"] * len(sweep.points):
+        raise RuntimeError(f"trials that should be {len(sweep.points)} complete ones: {states}")
     return seconds, [trial.value for trial in trials]
 
 
 def our_accuracy(
-    model: ModelConfig,
-    train: TrainConfig,
-    data_dir: Path,
-    train_size: int | None,
-    device: str,
-    threads: int,
+    model: ModelConfig, train: TrainConfig, bench: Bench, train_size: int | None
 ) -> float:
     """Of visweep after its last epoch, with the first of the seeds."""
-    torch.set_num_threads(threads)
-    result = fit(model, train, _dataset(data_dir, train_size), device=device)
+    torch.set_num_threads(bench.threads)
+    result = fit(model, train, _loaded(bench, train_size), device=bench.device)
     return result.history[-1].mean_val_accuracy
 
 

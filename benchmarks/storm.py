@@ -35,7 +35,7 @@ from optuna.trial import FrozenTrial
 from pausing_worker import STUDY, Plan, make_study, value, work
 
 from visweep.storage.check import check
-from visweep.storage.engine import open_storage
+from visweep.storage.opening import open_storage
 
 CALM_SHARE = 0.05
 """The last epochs are left in peace, so that the storm ends."""

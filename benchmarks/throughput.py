@@ -5,8 +5,10 @@
     python benchmarks/throughput.py seeds --replicas 4        what K seeds in one pass cost
     python benchmarks/throughput.py lanes --device cuda       what several runs at once give
     python benchmarks/throughput.py accuracy --runs 12        whether both learn equally well
+    python benchmarks/throughput.py sweep --space report --dataset cifar-shaped --device cuda
 
-All read Fashion-MNIST from --data-dir. Both sides see the same images, and train as sweeps do
+All read Fashion-MNIST from --data-dir, or images of CIFAR-10's shape that are generated
+(generated_images.py). Both sides see the same images, and train as sweeps do
 (conventional.TRAIN). Every measurement is made in new processes that have imported torch before
 the clock starts; sides take turns, A B A B. Images per second are those of training: a run warms
 up for one epoch of a few steps, then is timed over such epochs for --seconds; processes that run
@@ -31,12 +33,15 @@ from statistics import fmean, median, stdev
 import conventional
 import torch
 from conventional import TRAIN, Machine, fixed_points
+from generated_images import COUNT
 from lanes import pool, together
 from measuring import environment, print_table
 from scipy.stats import ttest_ind
-from sides import MODELS, Bench, Case, our_accuracy, our_sweep, their_accuracy
-from torchvision_images import divide, torchvision_root
+from sides import MODELS, Bench, Case, Sweep, our_accuracy, our_sweep, their_accuracy
+from torchvision_images import KINDS, opened
 from vit_search import SEARCH
+
+from visweep.search.mps import Mps
 
 MARGIN = 1.0
 """Points of accuracy within which both sides count as equal."""
@@ -46,7 +51,7 @@ def configs(bench: Bench, options: argparse.Namespace) -> None:
     """Images per second of each configuration, whole machine, one seed."""
     rows = []
     for name in options.models or list(MODELS)[:4]:
-        case = Case(bench, MODELS[name])
+        case = Case(bench, MODELS[name].replace(**bench.fields))
         one = Machine(device=bench.device, loaders=case.loaders())
         several = Machine(device=bench.device, threads=bench.threads)
         each = f"{bench.workers} × {bench.threads} thread"
@@ -73,7 +78,7 @@ def seeds(bench: Bench, options: argparse.Namespace) -> None:
     count = options.replicas
     rows = []
     for name in options.models or list(MODELS)[:2]:
-        case = Case(bench, MODELS[name])
+        case = Case(bench, MODELS[name].replace(**bench.fields))
         sides = {"one": partial(case.ours, 1), "all": partial(case.ours, count)}
         found = bench.in_turns(sides)
         costs = [count * one / all_ for one, all_ in zip(found["one"], found["all"], strict=True)]
@@ -84,37 +89,40 @@ def seeds(bench: Bench, options: argparse.Namespace) -> None:
 
 
 def lanes(bench: Bench, options: argparse.Namespace) -> None:
-    """Runs at once, each in a pass of its own: as lanes of one process, and as processes."""
+    """Runs at once, each in a pass of its own: as lanes of one process, and as processes, which
+    CUDA MPS serves where it can be started."""
     rows = []
-    for name in options.models or list(MODELS)[1:2]:
-        case = Case(bench, MODELS[name])
-        sides: dict[str, Callable[[], float]] = {}
-        for count in options.counts:
-            sides[f"{count} in one process"] = partial(case.lanes, count)
-            sides[f"{count} processes"] = partial(case.processes, count)
-        found = bench.in_turns(sides)
-        base = next(iter(found.values()))
-        for side, rates in found.items():
-            ratios = [rate / b for rate, b in zip(rates, base, strict=True)]
-            rows.append((name, side, _spread(rates, ",.0f"), _spread(ratios, ".2f")))
+    with Mps(bench.device, print) as mps:
+        for name in options.models or list(MODELS)[1:2]:
+            case = Case(bench, MODELS[name].replace(**bench.fields))
+            sides: dict[str, Callable[[], float]] = {}
+            for count in options.counts:
+                sides[f"{count} in one process"] = partial(case.lanes, count)
+                sides[f"{count} processes"] = partial(case.processes, count, mps)
+            found = bench.in_turns(sides)
+            base = next(iter(found.values()))
+            for side, rates in found.items():
+                ratios = [rate / b for rate, b in zip(rates, base, strict=True)]
+                rows.append((name, side, _spread(rates, ",.0f"), _spread(ratios, ".2f")))
     print_table(("configuration", "runs at once", "images/s of all", "ratio"), rows)
 
 
 def sweep(bench: Bench, options: argparse.Namespace) -> None:
     """Trials per hour of a search of fixed trials, from its call to its end."""
-    points = fixed_points(options.trials)
+    points = fixed_points(options.trials, options.space)
     train = TRAIN.replace(epochs=options.epochs)
-    images = divide(bench.root, options.train_size)
-    few = Case(bench, SEARCH.baseline)
+    images = bench.images(options.train_size)
+    few = Case(bench, SEARCH.baseline.replace(**bench.fields))
     machine = Machine(device=bench.device, loaders=few.loaders())
+    workers = None if options.auto else bench.workers
+    ours = Sweep(points, options.space, options.epochs, options.train_size, workers, options.pack)
+    packed = f" of {options.pack} trials" if options.pack > 1 else ""
     found = bench.in_turns(
         {
             f"conventional, 1 process, {machine.loaders} loaders": lambda: together(
-                1, conventional.sweep, points, train, images, machine
+                1, conventional.sweep, points, train, images, machine, options.space
             )[0],
-            f"visweep, {bench.workers} workers": partial(
-                our_sweep, bench, points, options.epochs, options.train_size
-            ),
+            f"visweep, {workers or 'automatic'} workers{packed}": partial(our_sweep, bench, ours),
         }
     )
     base = [seconds for seconds, _ in next(iter(found.values()))]
@@ -133,15 +141,17 @@ def accuracy(bench: Bench, options: argparse.Namespace) -> None:
     """Final accuracy of both sides over seeds, with the interval of the difference (Welch)."""
     names = options.models or [next(iter(MODELS)), list(MODELS)[-1]]
     train = TRAIN.replace(epochs=options.epochs)
-    images = divide(bench.root, options.train_size)
+    images = bench.images(options.train_size)
     machine = Machine(device=bench.device, threads=bench.threads)
     jobs = {}
     with pool(bench.workers) as processes:
         for name in names:
             for seed in range(options.runs):
-                own = (MODELS[name], train.replace(seeds=(seed,)))
-                where = (bench.data_dir, options.train_size, bench.device, bench.threads)
-                jobs[name, "ours", seed] = processes.submit(our_accuracy, *own, *where)
+                model = MODELS[name].replace(**bench.fields)
+                own = (model, train.replace(seeds=(seed,)))
+                jobs[name, "ours", seed] = processes.submit(
+                    our_accuracy, *own, bench, options.train_size
+                )
                 jobs[name, "theirs", seed] = processes.submit(
                     their_accuracy, *own, images, machine
                 )
@@ -187,8 +197,9 @@ def main() -> None:
     options = _parser().parse_args()
     where = "" if options.device == "cpu" else f"; {torch.cuda.get_device_name(options.device)}"
     print(environment() + where, flush=True)
-    with torchvision_root(options.data_dir) as root:
+    with opened(options.dataset, options.data_dir, options.images) as root:
         bench = Bench(
+            dataset=options.dataset,
             root=root,
             data_dir=options.data_dir,
             device=options.device,
@@ -203,7 +214,14 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     add = shared.add_argument
-    add("--data-dir", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    add("--dataset", choices=list(KINDS), default="fashion-mnist")
+    add(
+        "--data-dir",
+        type=Path,
+        default=Path("/usr/share/datasets/fashion-mnist"),
+        help="of Fashion-MNIST",
+    )
+    add("--images", type=int, default=COUNT, help="that are generated")
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
     add("--workers", type=int, default=2, help="processes that share the machine")
     add("--repetitions", type=int, default=5)
@@ -217,6 +235,9 @@ def _parser() -> argparse.ArgumentParser:
         own = modes.add_parser(name, parents=[shared], help=mode.__doc__)
         if name == "sweep":
             own.add_argument("--trials", type=int, default=16)
+            own.add_argument("--space", choices=list(SEARCH.spaces), default="small")
+            own.add_argument("--pack", type=int, default=1, help="trials that share a worker")
+            own.add_argument("--auto", action="store_true", help="visweep chooses the workers")
         else:
             own.add_argument("--models", nargs="+", choices=list(MODELS))
         if name == "seeds":

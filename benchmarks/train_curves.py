@@ -28,14 +28,16 @@ from visweep.search.spaces import corners
 FOLDER = Path(__file__).parent / "curves"
 
 
-def random_point(index: int) -> dict[str, float | int]:
-    """Point `index` of an endless list of random points of the small space."""
+def random_point(index: int, space: str = "small") -> dict[str, float | int]:
+    """Point `index` of an endless list of random points of a space."""
     rng = np.random.default_rng([2026, index])
-    discrete = [p for p in corners(small(32)) if p["drop"] == 0.0 and p["attn_drop"] == 0.0]
+    within = SEARCH.spaces[space](32)
+    discrete = [p for p in corners(within) if p["drop"] == 0.0 and p["attn_drop"] == 0.0]
+    depth = within["depth"]
     point = discrete[rng.integers(len(discrete))]
     return {
         **point,
-        "depth": int(rng.integers(2, 7)),
+        "depth": int(rng.integers(depth.low, depth.high + 1)),
         "drop": float(rng.uniform(0.0, 0.3)),
         "attn_drop": float(rng.uniform(0.0, 0.3)),
     }

@@ -227,7 +227,7 @@ def postgres() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def prepared_database(postgres: Server) -> str:
     """A template: a database of ours without studies."""
-    from visweep.storage.engine import open_storage
+    from visweep.storage.opening import open_storage
 
     name = postgres.make_database()
     open_storage(postgres.url(name)).close()

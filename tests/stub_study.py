@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from stub_worker import STUDY, value
 from visweep.storage.check import check
-from visweep.storage.engine import open_storage
+from visweep.storage.opening import open_storage
 
 WORKER = Path(__file__).with_name("stub_worker.py")
 

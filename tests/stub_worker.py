@@ -29,7 +29,7 @@ from visweep.search.interrupt import Interrupt
 from visweep.search.study import open_study
 from visweep.search.watch import Watcher
 from visweep.search.worker import Trainer, Worker
-from visweep.storage.engine import open_storage
+from visweep.storage.opening import open_storage
 from visweep.storage.owner import this_process
 from visweep.storage.slots import Slots
 from visweep.storage.specification import Specification

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from published_files import write_idx
 from visweep import models
-from visweep.config import ConvNetConfig, DataConfig, ModelConfig, TrainConfig, ViTConfig
-from visweep.data import load
+from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.draws import Draws
 from visweep.models.layers import initialise
+from visweep.search.spaces import check_point
 from visweep.training.optimizer import FlatParameters
 from visweep.training.optimizer import schedule as our_schedule
 
@@ -167,41 +169,111 @@ def test_the_learning_rate_goes_the_same_way(warmup: float) -> None:
     assert [factor(step) for step in range(21)] == pytest.approx(our_schedule(config, 7), abs=1e-9)
 
 
-def test_both_sides_see_the_same_images(tmp_path: Path) -> None:
-    from conventional import TRAIN
-    from torchvision_images import MEAN, STD, data_loaders, divide, torchvision_root
+@pytest.fixture(params=["fashion-mnist", "cifar-shaped"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """What both sides are measured with, on few images."""
+    from generated_images import generated
+    from sides import Bench
+    from torchvision_images import torchvision_root
 
     write_idx(tmp_path, train=200)
-    ours = load(DataConfig(name="fashion-mnist", data_dir=str(tmp_path), train_size=100))
-    assert ours.train_fields == {"translate": TRAIN.translate, "flip": TRAIN.flip}
-    with torchvision_root(tmp_path) as root:
-        images = divide(root, train_size=100)
-        config = TRAIN.replace(translate=0, flip=False)
-        for split, batches in zip(
-            (ours.train, ours.val), data_loaders(images, config, 0, "cpu"), strict=True
-        ):
-            pairs = [batches.dataset[index] for index in range(len(batches.dataset))]
-            seen = torch.stack([image for image, _ in pairs]) * STD[0] + MEAN[0]
-            assert torch.equal((255 * seen).round().byte(), torch.from_numpy(split.images))
-            assert [label for _, label in pairs] == split.labels.tolist()
+    is_published = request.param == "fashion-mnist"
+    with torchvision_root(tmp_path) if is_published else generated(200) as root:
+        yield Bench(
+            dataset=request.param,
+            root=root,
+            data_dir=tmp_path,
+            device="cpu",
+            workers=1,
+            repetitions=1,
+            seconds=0.1,
+            batch_size=16,
+        )
 
 
-def test_training_images_are_shifted_as_ours_are(tmp_path: Path) -> None:
+def shown(images: Tensor, kind: Any) -> Tensor:
+    """(N, C, H, W) normalised to uint8."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (kind.mean, kind.std))
+    return (255 * (images * std + mean)).round().byte()
+
+
+def test_both_sides_see_the_same_images(bench: Any) -> None:
     from conventional import TRAIN
-    from torchvision_images import MEAN, STD, data_loaders, divide, torchvision_root
+    from torchvision_images import KINDS, data_loaders
 
-    write_idx(tmp_path)
-    ours = load(DataConfig(name="fashion-mnist", data_dir=str(tmp_path)))
-    image = torch.from_numpy(ours.train.images[0, 0])
+    ours = bench.loaded(train_size=100)
+    assert ours.train_fields == {"translate": TRAIN.translate, "flip": TRAIN.flip}
+    assert ours.model_fields == {"image_size": 32, "num_classes": 10, **bench.fields}
+    images = bench.images(train_size=100)
+    config = TRAIN.replace(translate=0, flip=False)
+    for split, batches in zip(
+        (ours.train, ours.val), data_loaders(images, config, 0, "cpu"), strict=True
+    ):
+        pairs = [batches.dataset[index] for index in range(len(batches.dataset))]
+        seen = shown(torch.stack([image for image, _ in pairs]), KINDS[bench.dataset])
+        assert torch.equal(seen, torch.from_numpy(split.images))
+        assert [label for _, label in pairs] == split.labels.tolist()
+
+
+def test_training_images_are_shifted_as_ours_are(bench: Any) -> None:
+    from conventional import TRAIN
+    from torchvision_images import KINDS, data_loaders
+
+    image = torch.from_numpy(bench.loaded().train.images[0])
     padded = nn.functional.pad(image, (2, 2, 2, 2))
-    shifted = [padded[y : y + 32, x : x + 32] for y in range(5) for x in range(5)]
+    shifted = [padded[:, y : y + 32, x : x + 32] for y in range(5) for x in range(5)]
     possible = {bytes(i.numpy().tobytes()) for s in shifted for i in (s, s.flip(-1))}
-    with torchvision_root(tmp_path) as root:
-        batches, _ = data_loaders(divide(root), TRAIN, 0, "cpu")
-        torch.manual_seed(0)
-        draws = [batches.dataset[0][0][0] * STD[0] + MEAN[0] for _ in range(500)]
-    seen = {(255 * draw).round().byte().numpy().tobytes() for draw in draws}
+    batches, _ = data_loaders(bench.images(), TRAIN, 0, "cpu")
+    torch.manual_seed(0)
+    draws = torch.stack([batches.dataset[0][0] for _ in range(500)])
+    seen = {i.numpy().tobytes() for i in shown(draws, KINDS[bench.dataset])}
     assert seen == possible
+
+
+def test_generated_images_are_such_as_one_learns_from(tmp_path: Path) -> None:
+    from generated_images import MEAN, STD, CifarShaped, generated
+
+    with generated(4_000) as root, generated(4_000) as again:
+        first, second = CifarShaped(root), CifarShaped(again)
+    assert (first.data == second.data).all()
+    assert first.targets == second.targets
+    assert first.data.shape == (4_000, 32, 32, 3)
+    values = first.data.reshape(-1, 3) / 255
+    assert values.mean(0) == pytest.approx(MEAN, abs=2e-3)
+    assert values.std(0) == pytest.approx(STD, abs=2e-3)
+    # The mean of each class, from half of them, tells the other half apart.
+    pixels, labels = first.data.reshape(4_000, -1) / 255, np.array(first.targets)
+    known = np.arange(4_000) < 2_000
+    means = np.stack([pixels[known & (labels == label)].mean(0) for label in range(10)])
+    scores = pixels[~known] @ means.T - (means**2).sum(1) / 2
+    assert (scores.argmax(1) == labels[~known]).mean() == pytest.approx(0.82, abs=0.03)
+
+
+@pytest.mark.parametrize("space", ["small", "report"])
+def test_the_conventional_sweep_draws_from_the_same_space(space: str) -> None:
+    from conventional import SEARCH, SPACES, fixed_points
+
+    ours = SEARCH.spaces[space](32)
+    assert list(ours["embed_dim"].choices) == SPACES[space]["embed_dim"]
+    assert (ours["depth"].low, ours["depth"].high) == SPACES[space]["depth"]
+    points = fixed_points(200, space)
+    for point in points:
+        check_point(point, ours)
+    for name in ("patch_size", "embed_dim", "num_heads"):
+        assert {point[name] for point in points} == set(ours[name].choices)
+    assert {point["depth"] for point in points} == set(range(*SPACES[space]["depth"])) | {
+        SPACES[space]["depth"][1]
+    }
+
+
+def test_points_are_those_of_the_curves_that_were_trained() -> None:
+    from train_curves import FOLDER, random_point
+
+    lines = [line for path in FOLDER.glob("*.jsonl") for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in lines]
+    drawn_ones = [row for row in rows if row["index"] > 0]
+    assert len(drawn_ones) > 50
+    assert all(random_point(row["index"]) == row["point"] for row in drawn_ones)
 
 
 @pytest.mark.slow
@@ -220,8 +292,10 @@ class TestThroughput:
 
     FAST = ("--seconds", 0.1, "--batch-size", 16, "--models", "ViT(64, 6, patch 16)")
 
-    def test_configs(self, launcher: Any, tmp_path: Path) -> None:
-        rows = self.rows(launcher, tmp_path, "configs", *self.FAST)
+    @pytest.mark.parametrize("dataset", ["fashion-mnist", "cifar-shaped"])
+    def test_configs(self, launcher: Any, tmp_path: Path, dataset: str) -> None:
+        of_these = ("--dataset", dataset, "--images", 1_000)
+        rows = self.rows(launcher, tmp_path, "configs", *self.FAST, *of_these)
         assert [row[1].split(",")[0] for row in rows] == [
             "conventional",
             "conventional",
@@ -246,6 +320,13 @@ class TestThroughput:
         small = ("--trials", 2, "--epochs", 2, "--train-size", 64, *self.FAST[:4])
         rows = self.rows(launcher, tmp_path, "sweep", *small)
         assert [row[0].split(",")[0] for row in rows] == ["conventional", "visweep"]
+        assert all(0 < float(row[4].removesuffix(" %")) < 50 for row in rows)
+
+    def test_sweep_of_the_report_s_space(self, launcher: Any, tmp_path: Path) -> None:
+        small = ("--trials", 2, "--epochs", 1, "--train-size", 64, *self.FAST[:4])
+        other = ("--space", "report", "--dataset", "cifar-shaped", "--images", 400)
+        rows = self.rows(launcher, tmp_path, "sweep", *small, *other, "--auto", "--pack", 2)
+        assert [row[0] for row in rows][1] == "visweep, automatic workers of 2 trials"
         assert all(0 < float(row[4].removesuffix(" %")) < 50 for row in rows)
 
     def test_accuracy(self, launcher: Any, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 
 from searches import NAME, MakeSearch, Search
 from stub_study import StubStudy
-from visweep.storage.engine import LOCK_TIMEOUT
+from visweep.storage.transactions import LOCK_TIMEOUT
 
 PAGE = 4096
 

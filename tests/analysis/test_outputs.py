@@ -18,7 +18,7 @@ from visweep.analysis.images import NoBrowser, require_browser
 from visweep.analysis.report import document
 from visweep.cli.report import Wanted, report
 from visweep.errors import UsageError
-from visweep.storage.engine import open_storage
+from visweep.storage.opening import open_storage
 
 NAME = "vit-cluttered-digits"
 

@@ -25,8 +25,9 @@ from visweep.config import DataConfig, TrainConfig, ViTConfig
 from visweep.errors import UsageError
 from visweep.search.arms import arms_specification
 from visweep.search.study import open_study
-from visweep.storage.engine import Storage, open_storage
+from visweep.storage.engine import Storage
 from visweep.storage.merge import merge
+from visweep.storage.opening import open_storage
 from visweep.storage.pack import pack, unpack
 from visweep.storage.specification import OF, STUDY_ID, Specification, made_of
 

@@ -20,7 +20,7 @@ import optuna
 import pytest
 
 import visweep
-from visweep.storage.engine import open_storage
+from visweep.storage.opening import open_storage
 from visweep.storage.owner import this_process
 from visweep.storage.slots import Slots
 

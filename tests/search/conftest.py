@@ -21,7 +21,8 @@ from visweep.search.study import OpenStudy, open_study
 from visweep.search.trainer import SharedTrainer
 from visweep.search.watch import Progress, TrialView, Watcher
 from visweep.search.worker import Worker
-from visweep.storage.engine import Storage, open_storage
+from visweep.storage.engine import Storage
+from visweep.storage.opening import open_storage
 from visweep.storage.specification import Specification
 
 SPACE = {

@@ -16,7 +16,7 @@ from visweep.search.study import open_study
 from visweep.search.trainer import SharedTrainer
 from visweep.search.watch import Watcher
 from visweep.search.worker import Worker
-from visweep.storage.engine import open_storage
+from visweep.storage.opening import open_storage
 from visweep.storage.specification import Specification
 from visweep.training.fit import fit
 

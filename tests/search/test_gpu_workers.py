@@ -44,7 +44,10 @@ def test_processes_train_at_once_and_are_gone_afterwards(specification: Specific
         assert two is not None
         assert min(one, two) > 100  # images a second
         assert len(multiprocessing.active_children()) >= 2
+        running = multiprocessing.active_children()
     assert not multiprocessing.active_children()
+    # None was killed: what the GPU computes for one might take the others with it.
+    assert [process.exitcode for process in running] == [0, 0]
 
 
 def test_what_has_no_room_is_told_from_what_is_slow(specification: Specification) -> None:
@@ -74,11 +77,13 @@ def test_it_is_tried_once(
 ) -> None:
     monkeypatch.setenv("VISWEEP_CACHE", str(tmp_path))
     count = 0
+    served: list[object] = []
 
     @contextmanager
-    def counted(*_: object) -> Iterator[gpu_workers.Rate]:
+    def counted(*arguments: object) -> Iterator[gpu_workers.Rate]:
         nonlocal count
         count += 1
+        served.append(arguments[-1])
         yield {1: 100.0, 2: 150.0, 4: 151.0}.__getitem__
 
     monkeypatch.setattr(gpu_workers, "tries", counted)
@@ -86,3 +91,9 @@ def test_it_is_tried_once(
     assert workers_on(specification, "cpu", told.append) == 2
     assert workers_on(specification, "cpu", told.append) == 2
     assert (count, len(told)) == (1, 1)
+    # Where MPS serves them it is another number, wherever it listens.
+    assert workers_on(specification, "cpu", told.append, {"PIPES": "/tmp/one"}) == 2
+    assert workers_on(specification, "cpu", told.append, {"PIPES": "/tmp/other"}) == 2
+    assert workers_on(specification, "cpu", told.append, {}) == 2
+    assert (count, len(told)) == (2, 2)
+    assert served == [None, {"PIPES": "/tmp/one"}]

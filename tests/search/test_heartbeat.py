@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from visweep.search.heartbeat import Heartbeat
-from visweep.storage import engine
+from visweep.storage import transactions
 from visweep.storage.lease import LeaseLost
 from visweep.storage.owner import Owner
 from visweep.storage.slots import Slots
@@ -68,7 +68,7 @@ def test_a_locked_database_does_not_end_it(
     # Optuna's own heartbeat thread dies here, and its trial is run a second time.
     from optuna.study import StudyDirection
 
-    monkeypatch.setattr(engine, "LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr(transactions, "LOCK_TIMEOUT", 0.1)
     storage = open_file(file)
     study_id = storage.create_new_study([StudyDirection.MAXIMIZE], "study")
     holder = worker(storage, study_id, "a")

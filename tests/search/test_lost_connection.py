@@ -16,7 +16,7 @@ import pytest
 from postgres import PASSWORD, Server
 from proxy import Proxy
 from stub_worker import STUDY, value
-from visweep.storage.engine import open_storage
+from visweep.storage.opening import open_storage
 
 WORKER = Path(__file__).parents[1] / "stub_worker.py"
 TRIALS, EPOCHS = 24, 4

@@ -13,7 +13,7 @@ import pytest
 
 from s3 import KEY, SECRET, Server
 from stub_worker import STUDY, value
-from visweep.storage.engine import open_storage
+from visweep.storage.opening import open_storage
 
 WORKER = Path(__file__).parents[1] / "stub_worker.py"
 EPOCHS = 12

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby, pairwise
 from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from visweep.data.resident import ResidentData
@@ -19,8 +21,9 @@ from visweep.search.packing import TURNOVER, PackedWorker, make_worker
 from visweep.search.trainer import SharedTrainer
 from visweep.search.watch import TrialView
 from visweep.search.worker import SweepFailed
+from visweep.storage.specification import Specification
 from visweep.training.fit import fit
-from visweep.training.passes import Pass
+from visweep.training.passes import Member, Pass
 
 
 @pytest.fixture
@@ -89,6 +92,41 @@ def test_trials_share_passes_and_the_sampler_fills_them(
     first = made.trials[0].params["patch_size"]
     followers = [trial.params["patch_size"] for trial in made.trials[: TURNOVER * 4]]
     assert followers == [first] * TURNOVER * 4
+
+
+def test_a_shared_pass_is_built_anew_only_when_a_member_leaves(
+    packed: Any, specification: Specification, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each is captured anew. Whoever takes the free place joins in the same change."""
+    built: list[set[Member]] = []
+    trained: list[set[Member]] = []
+    init, pieces = Pass.__init__, Pass.pieces
+
+    def building(self: Pass, members: Sequence[Member], *arguments: Any) -> None:
+        built.append(set(members))
+        init(self, members, *arguments)
+
+    def training(self: Pass, numbers: Sequence[int]) -> Any:
+        trained.append(set(self.members))
+        return pieces(self, numbers)
+
+    monkeypatch.setattr(Pass, "__init__", building)
+    monkeypatch.setattr(Pass, "pieces", training)
+    one_bucket = {**specification.space, "patch_size": CategoricalDistribution([16])}
+    made = packed(14, pruner="halving", train={"epochs": 8}, space=one_bucket).run()
+    assert set(made.states) == {"COMPLETE", "PRUNED"}
+    together = [members for members in trained if len(members) > 1]
+    changes = [members for members, _ in groupby(together)]
+    assert [members for members in built if len(members) > 1] == changes
+    to_come = 14 - len(changes[0])
+    for before, after in pairwise(changes):
+        left, joined = before - after, after - before
+        assert left
+        assert len(joined) == min(len(left), to_come)
+        to_come -= len(joined)
+    assert to_come == 0
+    # Trials that come to a rung together leave together.
+    assert len(changes) <= 14 / 2
 
 
 def test_a_result_is_that_of_the_trial_alone(packed: Any, images: ResidentData) -> None:

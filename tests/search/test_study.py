@@ -184,7 +184,7 @@ def test_who_else_works_on_it_is_told(
         "import sys, time\n"
         "from dataclasses import replace\n"
         "from visweep.search.study import join_study\n"
-        "from visweep.storage.engine import open_storage\n"
+        "from visweep.storage.opening import open_storage\n"
         "from visweep.storage.owner import this_process\n"
         "from visweep.storage.slots import Slots\n"
         "storage = open_storage(sys.argv[1])\n"

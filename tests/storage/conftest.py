@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
@@ -16,12 +19,14 @@ from visweep.config import DataConfig, TrainConfig, ViTConfig
 from visweep.sealed import write_sealed
 from visweep.storage.artifacts import Checkpoints, folder_name
 from visweep.storage.backup import file_url
-from visweep.storage.engine import Storage, artifact_folder, open_storage
+from visweep.storage.engine import Storage
 from visweep.storage.folder import Folder
 from visweep.storage.lease import Lease
+from visweep.storage.opening import open_storage
 from visweep.storage.owner import this_process
 from visweep.storage.slots import Slots
 from visweep.storage.specification import BUDGET, SPECIFICATION, STUDY_ID, Specification
+from visweep.storage.whereabouts import artifact_folder
 
 OpenStorage = Callable[[Path], Storage]
 
@@ -88,6 +93,26 @@ def new_url(backend: str, request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def storage(url: str, open_url: Callable[[str], Storage]) -> Storage:
     return open_url(url)
+
+
+@pytest.fixture
+def study_id(storage: Storage) -> int:
+    return storage.create_new_study([StudyDirection.MAXIMIZE], "study")
+
+
+@pytest.fixture
+def trial_id(storage: Storage, study_id: int) -> int:
+    return storage.create_new_trial(study_id)
+
+
+@pytest.fixture
+def plain() -> Callable[[Path], AbstractContextManager[sqlite3.Connection]]:
+    """Connects to a file as any other program would."""
+
+    def connect(path: Path) -> AbstractContextManager[sqlite3.Connection]:
+        return closing(sqlite3.connect(path, timeout=0.0, isolation_level=None))
+
+    return connect
 
 
 SPACE = {"drop": FloatDistribution(0.0, 0.3), "heads": CategoricalDistribution([2, 4, 8])}

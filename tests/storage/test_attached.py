@@ -29,10 +29,11 @@ from visweep.storage import attached
 from visweep.storage.attached import File, attach, with_ours
 from visweep.storage.backup import file_url
 from visweep.storage.check import check, repair
-from visweep.storage.engine import artifact_folder, open_storage
 from visweep.storage.folder import Folder
 from visweep.storage.merge import merge
+from visweep.storage.opening import open_storage
 from visweep.storage.pack import pack, unpack
+from visweep.storage.whereabouts import artifact_folder
 
 PAGE = File("report.html", "text/html", b"<!DOCTYPE html><p>the page")
 IMAGE = File("history.png", "image/png", b"\x89PNG of the history")

@@ -9,8 +9,8 @@ from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upl
 
 from visweep.storage.attached import File, attach
 from visweep.storage.check import check, repair
-from visweep.storage.engine import artifact_folder
 from visweep.storage.folder import Folder
+from visweep.storage.whereabouts import artifact_folder
 
 
 def test_a_repair_leaves_what_others_attached_elsewhere(tmp_path: Path, sweep: Any) -> None:

@@ -19,7 +19,6 @@ from visweep.errors import SpecificationMismatch, UsageError
 from visweep.storage import rows
 from visweep.storage.artifacts import Checkpoints, folder_name
 from visweep.storage.backup import file_url, frozen_copy
-from visweep.storage.engine import artifact_folder
 from visweep.storage.folder import Folder
 from visweep.storage.merge import merge
 from visweep.storage.pack import pack, unpack
@@ -27,6 +26,7 @@ from visweep.storage.rows import StudyRows, TrialRows
 from visweep.storage.specification import BRANCH, BUDGET
 from visweep.storage.tables import FINISHED
 from visweep.storage.unite import essence, unite
+from visweep.storage.whereabouts import artifact_folder
 
 EPOCHS = 4
 NAME = "night-run"

@@ -19,8 +19,10 @@ from visweep.errors import StorageError, UsageError
 from visweep.storage import rows, schema
 from visweep.storage.backup import file_url, frozen_copy
 from visweep.storage.check import check
-from visweep.storage.engine import Storage, open_storage, open_to_read, storage_errors
+from visweep.storage.engine import Storage
+from visweep.storage.failures import storage_errors
 from visweep.storage.holders import unfinished
+from visweep.storage.opening import open_storage, open_to_read
 from visweep.storage.overview import overview
 from visweep.storage.rows import StudyRows
 from visweep.storage.tables import slots

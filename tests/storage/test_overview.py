@@ -181,7 +181,7 @@ WRITER = """
 import sys
 import optuna
 from optuna.trial import create_trial
-from visweep.storage.engine import open_storage
+from visweep.storage.opening import open_storage
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 storage = open_storage(sys.argv[1])

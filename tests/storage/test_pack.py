@@ -20,11 +20,12 @@ from visweep.errors import UsageError
 from visweep.storage import rows
 from visweep.storage.artifacts import Checkpoints, folder_name
 from visweep.storage.backup import file_url, frozen_copy
-from visweep.storage.engine import artifact_folder, open_storage
 from visweep.storage.folder import Folder
+from visweep.storage.opening import open_storage
 from visweep.storage.pack import pack, unpack
 from visweep.storage.rows import StudyRows
 from visweep.storage.specification import BRANCH
+from visweep.storage.whereabouts import artifact_folder
 
 NAME = "night-run"
 

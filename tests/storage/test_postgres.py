@@ -345,7 +345,7 @@ class TestLeases:
 
 TAKER = """
 import sys, time
-from visweep.storage.engine import open_storage
+from visweep.storage.opening import open_storage
 from visweep.storage.owner import this_process
 from visweep.storage.slots import Slots
 from optuna.trial import TrialState

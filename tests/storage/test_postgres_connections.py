@@ -12,8 +12,10 @@ import sqlalchemy as sa
 
 from postgres import PASSWORD, USER, Server
 from visweep.errors import StorageError, UsageError, VisweepError
-from visweep.storage.engine import Storage, artifact_folder, open_storage
+from visweep.storage.engine import Storage
+from visweep.storage.opening import open_storage
 from visweep.storage.overview import overview
+from visweep.storage.whereabouts import artifact_folder
 
 pytestmark = pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
 

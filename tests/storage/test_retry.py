@@ -17,7 +17,7 @@ from optuna.study import StudyDirection
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from visweep.errors import StorageError
-from visweep.storage import engine, retry
+from visweep.storage import retry, transactions
 from visweep.storage.retry import Patience, is_passing
 
 
@@ -145,7 +145,7 @@ def test_calls_within_a_call_are_repeated_with_it() -> None:
 def test_a_locked_file_is_waited_for(
     file: Path, open_file: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "LOCK_TIMEOUT", 0.05)
+    monkeypatch.setattr(transactions, "LOCK_TIMEOUT", 0.05)
     storage = open_file(file)
     with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN IMMEDIATE")

@@ -382,7 +382,7 @@ class TestAdoption:
         script = tmp_path / "work.py"
         script.write_text(
             "import sys, time\n"
-            "from visweep.storage.engine import open_storage\n"
+            "from visweep.storage.opening import open_storage\n"
             "from visweep.storage.owner import this_process\n"
             "from visweep.storage.slots import Slots\n"
             "slots = Slots(open_storage(sys.argv[1]), 1, this_process())\n"

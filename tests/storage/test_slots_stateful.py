@@ -25,8 +25,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from postgres import Server, everywhere
-from visweep.storage.engine import Storage, open_storage
+from visweep.storage.engine import Storage
 from visweep.storage.lease import Lease, LeaseLost
+from visweep.storage.opening import open_storage
 from visweep.storage.owner import Owner
 from visweep.storage.slots import Slots
 

@@ -16,7 +16,7 @@ import optuna
 import pytest
 
 from visweep.errors import StorageError, VisweepError
-from visweep.storage.engine import open_storage
+from visweep.storage.opening import open_storage
 from visweep.storage.overview import overview
 from visweep.storage.url import apart, bare, parse, sqlite_path, without_password
 
@@ -70,7 +70,7 @@ def test_refused_urls(
 WITHOUT_DRIVER = """
 import sys
 from visweep.errors import UsageError
-from visweep.storage.engine import open_storage
+from visweep.storage.opening import open_storage
 from visweep.storage.overview import overview
 
 sys.modules["psycopg"] = None
@@ -208,7 +208,7 @@ def test_a_folder_below_a_file_does_not_exist_even_for_root(tmp_path: Path) -> N
 LOOK_AND_OPEN = """
 import sys
 from visweep.errors import VisweepError
-from visweep.storage.engine import open_storage
+from visweep.storage.opening import open_storage
 from visweep.storage.overview import overview
 
 for url in sys.argv[1:]:

@@ -20,7 +20,7 @@ from visweep.storage.engine import Storage
 from visweep.storage.folder import Folder
 from visweep.storage.remote import Remote
 from visweep.storage.specification import ARTIFACTS, STUDY_ID, Specification
-from visweep.storage.whereabouts import Artifacts, accepted_place, make_ready
+from visweep.storage.whereabouts import Artifacts, accepted_place, artifact_folder, make_ready
 
 NIGHT = {STUDY_ID: "0123456789abcdef"}
 SERVER = "postgresql://user@nowhere.invalid/db"
@@ -198,3 +198,7 @@ class TestWhereToLook:
         attributes = {**NIGHT, ARTIFACTS: f"{tmp_path}/mnt"}
         with pytest.raises(UsageError, match=r"'night' keeps .*/mnt, which is no folder here"):
             Artifacts(SERVER).of("night", attributes)
+
+
+def test_artifacts_lie_beside_the_file(tmp_path: Path) -> None:
+    assert artifact_folder(f"sqlite:///{tmp_path}/x.db") == tmp_path / "artifacts"

@@ -13,7 +13,8 @@ from visweep.errors import UsageError
 from visweep.search.bounds import Bounds, judge_of
 from visweep.search.probing import calibration
 from visweep.search.threads import usual_threads
-from visweep.storage.engine import open_to_read, storage_errors
+from visweep.storage.failures import storage_errors
+from visweep.storage.opening import open_to_read
 from visweep.storage.specification import SPECIFICATION, Specification
 from visweep.training.estimate import Images
 

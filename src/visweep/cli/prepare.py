@@ -57,7 +57,15 @@ def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
         # Resizing all images takes a while, and much memory if the size is a slip.
         recipe.spaces[asked.space](asked.data.image_size)
     device = device_name(asked.device)
-    dataset = data.load(asked.data)
+    return prepare_on(data.load(asked.data), recipe, asked, device)
+
+
+def prepare_on(dataset: Dataset, recipe: Recipe, asked: SweepOptions, device: str) -> Prepared:
+    """State the specification for images that are loaded.
+
+    Raises:
+        UsageError: an option is bad.
+    """
     require_batch(asked.train.batch_size, len(dataset.train))
     image_size = dataset.model_fields["image_size"]
     space = recipe.spaces[asked.space](image_size)

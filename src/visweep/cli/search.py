@@ -23,6 +23,7 @@ from visweep.search.gpu_workers import workers_on
 from visweep.search.interrupt import Interrupt
 from visweep.search.live import view_for
 from visweep.search.making import TrainerMaker
+from visweep.search.mps import Mps
 from visweep.search.packing import make_worker
 from visweep.search.room import free_memory, room_of_each, workers_with_room
 from visweep.search.study import OpenStudy, open_study
@@ -36,7 +37,9 @@ from visweep.search.threads import (
 )
 from visweep.search.versions import note_of_others
 from visweep.search.watch import Watcher
-from visweep.storage.engine import Storage, open_storage, storage_errors
+from visweep.storage.engine import Storage
+from visweep.storage.failures import storage_errors
+from visweep.storage.opening import open_storage
 from visweep.storage.specification import RACE
 from visweep.storage.whereabouts import Artifacts, make_ready
 from visweep.training.estimate import Images
@@ -132,7 +135,8 @@ def work_on(console: Console, opened: OpenStudy, means: Means, command: str) -> 
     try:
         with (
             Interrupt(means.timeout, heard=view.stopping).listening() as interrupt,
-            _working(opened, means, view, interrupt) as work,
+            Mps(means.device, view.note) as mps,
+            _working(opened, means, view, interrupt, mps) as work,
         ):
             goes_on = _deciding(opened, view.note)
             work()
@@ -209,7 +213,7 @@ def _images(means: Means) -> Sequence[str]:
 
 @contextmanager
 def _working(
-    opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt
+    opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt, mps: Mps
 ) -> Iterator[Callable[[], None]]:
     """Trains whatever there is room for, whenever it is called. What that takes is got ready once,
     when there is something to train, and what is to be said of it is said once."""
@@ -223,7 +227,7 @@ def _working(
                 return
             if not workers:
                 _say_what_is_worth_knowing(opened, means, view)
-                workers.append(_workers(stack, opened, means, view, interrupt))
+                workers.append(_workers(stack, opened, means, view, interrupt, mps))
             workers[0]()
 
         yield work
@@ -252,12 +256,17 @@ def _say_what_is_worth_knowing(opened: OpenStudy, means: Means, view: Watcher) -
 
 
 def _workers(
-    stack: ExitStack, opened: OpenStudy, means: Means, view: Watcher, interrupt: Interrupt
+    stack: ExitStack,
+    opened: OpenStudy,
+    means: Means,
+    view: Watcher,
+    interrupt: Interrupt,
+    mps: Mps,
 ) -> Callable[[], None]:
     """One worker in this process, or a crew of processes that share the images."""
     # A race may have more for them to do at its next look.
     several = opened.slots.unfinished() > means.pack or RACE in opened.study.user_attrs
-    wanted = means.workers or _suitable(opened, means, view, several)
+    wanted = means.workers or _suitable(opened, means, view, mps, several)
     maker = TrainerMaker(
         images=means.dataset,
         margin=opened.specification.most_translation,
@@ -282,18 +291,19 @@ def _workers(
         pack=means.pack,
         others_beside=means.device != "cpu",
         make_trainer=replace(maker, images=images),
+        served=mps.environment,
     )
     return stack.enter_context(Crew(opened, job, wanted, view, interrupt)).work
 
 
-def _suitable(opened: OpenStudy, means: Means, view: Watcher, several: bool) -> int:
+def _suitable(opened: OpenStudy, means: Means, view: Watcher, mps: Mps, several: bool) -> int:
     usual = default_workers(means.device)
     if not several:
         return usual
     if means.device == "cpu":
         expected = _expected(opened, means)
         return workers_with_room(usual, means.pack, expected, free_memory(), view)
-    found = workers_on(opened.specification, means.device, view.note)
+    found = workers_on(opened.specification, means.device, view.note, mps.environment)
     return max(1, found // means.pack)
 
 

@@ -16,8 +16,10 @@ from visweep.cli.options import storage_url
 from visweep.errors import UsageError
 from visweep.search.study import STOP, checkpoints_of, load_study
 from visweep.storage import attached
-from visweep.storage.engine import Storage, open_storage, open_to_read, storage_errors
+from visweep.storage.engine import Storage
+from visweep.storage.failures import storage_errors
 from visweep.storage.holders import unfinished, working
+from visweep.storage.opening import open_storage, open_to_read
 from visweep.storage.place import Place
 from visweep.storage.replicates import originals, seeds_of
 from visweep.storage.specification import OF, STUDY_ID, made_of

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -33,7 +33,8 @@ from visweep.search.processes import context_with_torch
 from visweep.search.study import STOP, OpenStudy, join_study
 from visweep.search.watch import Progress, TrialView, Watcher
 from visweep.search.worker import MOST_LOST, SweepFailed, Trainer
-from visweep.storage.engine import open_storage, storage_errors
+from visweep.storage.failures import storage_errors
+from visweep.storage.opening import open_storage
 
 _PATIENCE_SECONDS = 10.0
 """A worker that was told to stop at once has so long to give its lease back."""
@@ -61,6 +62,7 @@ class Job:
         pack: how many trials each worker trains at the same time.
         others_beside: whether they share the memory of one device; see `Trainer.others_beside`.
         make_trainer: called in each worker's process; see `visweep.search.making`.
+        served: what CUDA MPS demands of their environment; None where it serves none of them.
     """
 
     storage: str
@@ -70,6 +72,7 @@ class Job:
     make_trainer: Callable[[], Trainer]
     pack: int = 1
     others_beside: bool = False
+    served: Mapping[str, str] | None = None
 
 
 @dataclass
@@ -369,6 +372,7 @@ class _Notes(logging.Handler):
 def work(job: Job, pipe: Connection) -> None:
     """A worker's process, from its beginning to its end."""
     os.setpgid(0, 0)
+    os.environ.update(job.served or {})
     orders = _Orders(pipe)
     teller = _Teller(pipe)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -386,6 +390,18 @@ def work(job: Job, pipe: Connection) -> None:
         traceback.print_exc()
         last = traceback.format_exception_only(e)[-1].strip()
         teller.tell("error", SweepFailed.__name__, f"a worker crashed: {last}")
+    finally:
+        if job.served is not None:
+            _wait_for_gpu()
+
+
+def _wait_for_gpu() -> None:
+    """A client of MPS that ends while the GPU computes for it may take the others with it."""
+    import torch
+
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        with suppress(RuntimeError):  # one that has failed computes no more, and has been told
+            torch.cuda.synchronize()
 
 
 def _work(job: Job, teller: _Teller, orders: _Orders) -> None:

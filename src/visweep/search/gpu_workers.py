@@ -2,19 +2,18 @@
 
 The kernels of a small model fill a card to a fraction, so that a second worker is nearly free, up
 to a number that follows from the models and the card. Where the driver's multi-process service
-(CUDA MPS) runs, their kernels run at the same time; else the driver switches between them.
+(CUDA MPS) serves them, their kernels run at the same time; else the driver switches between them.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 from visweep.config import ModelConfig, TrainConfig
 from visweep.errors import OutOfMemory, VisweepError
@@ -31,6 +30,7 @@ _WORTH = 1.1
 _BATCHES = 24
 _SECONDS = 1.0
 _PATIENCE_SECONDS = 120.0
+_END_SECONDS = 10.0
 
 Configuration = tuple[ModelConfig, TrainConfig]
 Rate = Callable[[int], float | None]
@@ -38,7 +38,10 @@ Rate = Callable[[int], float | None]
 
 
 def workers_on(
-    specification: Specification, device: str, tell: Callable[[str], object] = lambda message: None
+    specification: Specification,
+    device: str,
+    tell: Callable[[str], object] = lambda message: None,
+    served: Mapping[str, str] | None = None,
 ) -> int:
     """How many workers of a search a GPU takes.
 
@@ -46,26 +49,22 @@ def workers_on(
         specification: of the search.
         device: the GPU.
         tell: is told that it takes a while, where it has to be tried.
+        served: what CUDA MPS demands of their environment; None where it serves none of them.
     """
     typical, largest = typical_and_largest(specification)
-    path = calibrations.path_of(device, 0, ("workers", typical, largest, _mps_runs()))
+    path = calibrations.path_of(device, 0, ("workers", typical, largest, served is not None))
     known = calibrations.read(path, lambda found: int(found["workers"]))
     if known is not None:
         return known
     tell("trying how many workers the GPU takes, once for this search: up to half a minute")
     try:
-        with tries(typical, largest, device) as rate:
+        with tries(typical, largest, device, served) as rate:
             known = best_count(rate)
     except VisweepError as e:
         tell(f"one worker: {e}")
         return 1
     calibrations.write(path, {"workers": known})
     return known
-
-
-def _mps_runs() -> bool:
-    """Whether workers will compute at the same time."""
-    return Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")).exists()
 
 
 def best_count(rate: Rate, most: int = MOST) -> int:
@@ -103,19 +102,26 @@ class _Try:
 
 
 @contextmanager
-def tries(typical: Configuration, largest: Configuration, device: str) -> Iterator[Rate]:
+def tries(
+    typical: Configuration,
+    largest: Configuration,
+    device: str,
+    served: Mapping[str, str] | None = None,
+) -> Iterator[Rate]:
     """Processes that train the same model at once, as many as are asked for; more each time.
 
     Args:
         typical: is timed.
         largest: each of them has had, and keeps, memory for it.
         device: that all train on.
+        served: see `workers_on`.
     """
     running: list[_Try] = []
+    environment = dict(served or {})
 
     def rate(count: int) -> float | None:
         while len(running) < count:
-            running.append(_start(typical, largest, device, beside=bool(running)))
+            running.append(_start(typical, largest, device, bool(running), environment))
             if not _answer(running[-1]):
                 return None
         for one in running:
@@ -127,10 +133,14 @@ def tries(typical: Configuration, largest: Configuration, device: str) -> Iterat
         yield rate
     finally:
         for one in running:
+            one.pipe.close()
+        deadline = time.monotonic() + _END_SECONDS
+        for one in running:
+            # What MPS serves must not be killed while the GPU computes for it.
+            one.process.join(max(0.0, deadline - time.monotonic()))
             one.process.kill()
         for one in running:
             one.process.join()
-            one.pipe.close()
 
 
 def _ask(one: _Try) -> None:
@@ -155,10 +165,16 @@ def _answer(one: _Try) -> float | None:
     return answer
 
 
-def _start(typical: Configuration, largest: Configuration, device: str, beside: bool) -> _Try:
+def _start(
+    typical: Configuration,
+    largest: Configuration,
+    device: str,
+    beside: bool,
+    environment: dict[str, str],
+) -> _Try:
     context = context_with_torch()
     ours, theirs = context.Pipe()
-    arguments = (typical, largest, device, beside, theirs)
+    arguments = (typical, largest, device, beside, environment, theirs)
     process = context.Process(target=_train, args=arguments, daemon=True)
     process.start()
     theirs.close()
@@ -166,9 +182,23 @@ def _start(typical: Configuration, largest: Configuration, device: str, beside: 
 
 
 def _train(
+    typical: Configuration,
+    largest: Configuration,
+    device: str,
+    beside: bool,
+    environment: dict[str, str],
+    pipe: Connection,
+) -> None:
+    """In a process of its own, until the pipe's other end is closed."""
+    os.environ.update(environment)
+    with suppress(BrokenPipeError):
+        _answer_all(typical, largest, device, beside, pipe)
+
+
+def _answer_all(
     typical: Configuration, largest: Configuration, device: str, beside: bool, pipe: Connection
 ) -> None:
-    """In a process of its own: says 1 when it is ready, then a rate whenever it is asked."""
+    """Says 1 when it is ready, then a rate whenever it is asked."""
     import torch
 
     from visweep.training.device import use
@@ -194,10 +224,18 @@ def _train(
         return
     pipe.send(1.0)
     images = _BATCHES * trained.config.batch_size * trained.replicas
-    while pipe.recv():
+    while _is_asked(pipe):
         count, began = 0, time.perf_counter()
         while (seconds := time.perf_counter() - began) < _SECONDS:
             trained.epoch([1])
             count += 1
         pipe.send(count * images / seconds)
     del held  # for which there was to be room until now
+
+
+def _is_asked(pipe: Connection) -> bool:
+    try:
+        pipe.recv()
+    except EOFError:
+        return False
+    return True

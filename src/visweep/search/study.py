@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 from visweep.errors import UsageError, unknown_name
 from visweep.search.watch import Progress, TrialView
 from visweep.storage.artifacts import Checkpoints
-from visweep.storage.engine import Storage, storage_errors
+from visweep.storage.engine import Storage
+from visweep.storage.failures import storage_errors
 from visweep.storage.owner import Owner, this_process
 from visweep.storage.slots import Slots
 from visweep.storage.specification import (

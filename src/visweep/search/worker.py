@@ -28,7 +28,7 @@ from visweep.search.spaces import check_point
 from visweep.search.study import OpenStudy
 from visweep.search.watch import TrialView, Watcher
 from visweep.storage.budget import fixed_parameters
-from visweep.storage.engine import DATABASE_ERRORS, storage_errors
+from visweep.storage.failures import DATABASE_ERRORS, storage_errors
 from visweep.storage.lease import Lease, LeaseLost
 from visweep.storage.specification import ARM, DROPPED, RACE, provenance
 from visweep.storage.tables import RUNG

@@ -13,7 +13,9 @@ from sqlalchemy.engine import URL
 
 from visweep.errors import StorageError, UsageError, unknown_name
 from visweep.storage import rows, schema
-from visweep.storage.engine import Storage, describe, open_storage, open_to_read
+from visweep.storage.engine import Storage
+from visweep.storage.failures import describe
+from visweep.storage.opening import open_storage, open_to_read
 from visweep.storage.rows import StudyRows
 from visweep.storage.url import check_sqlite_file, parse, read_only, sqlite_path
 

@@ -18,7 +18,7 @@ from visweep.errors import StorageError, UsageError
 from visweep.storage import rows, schema
 from visweep.storage.artifacts import folder_name
 from visweep.storage.backup import copy_beside, frozen_copy
-from visweep.storage.engine import Storage, open_storage
+from visweep.storage.engine import Storage
 from visweep.storage.examine import (
     HOPELESS,
     Finding,
@@ -28,6 +28,7 @@ from visweep.storage.examine import (
     read_snapshot,
 )
 from visweep.storage.holders import working
+from visweep.storage.opening import open_storage
 from visweep.storage.owner import this_process
 from visweep.storage.pack import pack
 from visweep.storage.slots import Slots

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from visweep.errors import StorageError, VisweepError
-from visweep.storage.engine import TrialEnded
+from visweep.storage.failures import TrialEnded
 from visweep.storage.owner import Owner
 from visweep.storage.tables import slots, trials
 

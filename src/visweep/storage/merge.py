@@ -14,7 +14,6 @@ from visweep.sealed import sync_folder, write_atomically
 from visweep.storage import attached, rows
 from visweep.storage.artifacts import Checkpoints, folder_name
 from visweep.storage.backup import file_url, frozen_copy, opened_file
-from visweep.storage.engine import artifact_folder
 from visweep.storage.folder import Folder
 from visweep.storage.place import Place
 from visweep.storage.rows import StudyRows, TrialRows
@@ -27,7 +26,7 @@ from visweep.storage.specification import (
 )
 from visweep.storage.tables import FINISHED
 from visweep.storage.unite import United, unite
-from visweep.storage.whereabouts import Artifacts
+from visweep.storage.whereabouts import Artifacts, artifact_folder
 
 _SET_ASIDE = "set-aside"
 """The folder, in the study's artifacts, of what lost against the same trial's other copy."""

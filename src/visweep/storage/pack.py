@@ -29,8 +29,8 @@ from visweep.sealed import sync_folder
 from visweep.storage import attached, rows, schema
 from visweep.storage.artifacts import Checkpoints
 from visweep.storage.backup import frozen_copy, opened_file, read_study
-from visweep.storage.engine import open_storage
 from visweep.storage.folder import Folder
+from visweep.storage.opening import open_storage
 from visweep.storage.place import Place
 from visweep.storage.rows import StudyRows
 from visweep.storage.specification import ARTIFACTS, BRANCH, SPECIFICATION, STUDY_ID

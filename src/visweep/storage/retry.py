@@ -7,8 +7,9 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from functools import partial, wraps
 from math import inf
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError, OperationalError
 from tenacity import (
@@ -22,6 +23,7 @@ from tenacity import (
 from visweep.storage.server import reason
 
 Result = TypeVar("Result")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 LIMIT = 600.0
 """Seconds after which a database that is away is given up."""
@@ -166,3 +168,26 @@ class Patience:
             self._exhausted = False
         if since is not None:
             _log.warning("the storage is back after %.0f s", time.monotonic() - since)
+
+
+def patient(method: Method) -> Method:
+    """Repeat a method while the database is away; `self.patience` knows how long.
+
+    It may happen twice, so it must be a transaction that changes nothing the second time.
+    """
+
+    @wraps(method)
+    def waiting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.patience.call(partial(method, self, *args, **kwargs))
+
+    return waiting  # type: ignore[return-value]
+
+
+def watched(method: Method) -> Method:
+    """Do not repeat a method, and remember when the database was away."""
+
+    @wraps(method)
+    def once(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.patience.once(partial(method, self, *args, **kwargs))
+
+    return once  # type: ignore[return-value]

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from visweep.storage import holders
 from visweep.storage.budget import is_met, settle
 from visweep.storage.clock import seconds_now
-from visweep.storage.engine import Storage, patient, watched, write_attributes, write_end
+from visweep.storage.engine import Storage
 from visweep.storage.holders import LEASE_SECONDS
 from visweep.storage.lease import (
     HELD,
@@ -38,6 +38,7 @@ from visweep.storage.lease import (
 )
 from visweep.storage.owner import Owner
 from visweep.storage.replicates import find_alike, mark
+from visweep.storage.retry import patient, watched
 from visweep.storage.schema import new_uuid
 from visweep.storage.tables import (
     RUNG,
@@ -48,6 +49,7 @@ from visweep.storage.tables import (
     system_attributes,
     trials,
 )
+from visweep.storage.writes import write_attributes, write_end
 
 # What every trial asks, built once: that takes longer than asking.
 _STUDY: sa.BindParameter[int] = sa.bindparam("this_study")

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from visweep.errors import UsageError
-from visweep.folders import cache_dir
+from visweep.folders import cache_dir, data_dir
 from visweep.storage.artifacts import folder_name
-from visweep.storage.engine import artifact_folder
 from visweep.storage.folder import Folder
 from visweep.storage.place import Place
 from visweep.storage.remote import Remote
@@ -187,3 +186,12 @@ def _filesystem(url: str) -> Any:
         raise UsageError(
             f"--artifacts: {scheme}:// cannot be used ({reason(e)}); {_ACCEPTED}"
         ) from e
+
+
+def artifact_folder(url: str) -> Path:
+    """Where artifacts of this storage's studies lie unless they say otherwise.
+
+    Beside an SQLite file; for a server, in a folder of the user's on this machine.
+    """
+    path = sqlite_path(parse(url))
+    return (data_dir() if path is None else path.parent) / "artifacts"
