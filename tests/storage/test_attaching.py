@@ -240,3 +240,44 @@ def test_copies_of_which_one_was_attached_to_again_unite(
     assert check(both.url) == []
     names = [m.filename for m in get_all_artifact_meta(both.study)]
     assert len(names) == len(set(names)) == 3
+
+
+@pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
+def test_the_command_on_postgresql_and_s3(
+    one: Any, s3: Any, s3_url: str, tmp_path: Path, launcher: Any
+) -> None:
+    """`visweep report --attach`, without a browser: then the page holds the figures."""
+    page = tmp_path / "report.html"
+    command = ["visweep", "report", "night-run", "-o", page, "--attach", "--storage", one.url]
+    here = {**s3.environment, "BROWSER_PATH": f"{tmp_path}/chrome"}
+    here["VISWEEP_CACHE"] = f"{tmp_path}/cache"
+
+    def report() -> Any:
+        return launcher.run(*command, "--artifacts", s3_url, **here)
+
+    one.want(2)
+    one.run()
+    done = report()
+    assert (done.status, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-2:] == [
+        "attached 1 file and a note to night-run",
+        f"they lie in {s3_url}, where optuna-dashboard must be configured to look",
+    ]
+    root = s3_url.removeprefix("s3://")
+    place = Remote(s3.files(), root, s3_url, tmp_path / "copies")
+    first = page.read_bytes()
+    assert shown(one, place) == {"report.html": first}
+    assert "1 of 2 trials finished" in get_note(one.study)
+    one.run()
+    mend = refuse_notes(one)
+    failed = report()
+    assert failed.status == 1
+    assert "no notes" in failed.stderr
+    assert shown(one, place) == {"report.html": first}
+    assert "1 of 2 trials finished" in get_note(one.study)
+    assert page.read_bytes() != first
+    mend()
+    assert report().status == 0
+    assert shown(one, place) == {"report.html": page.read_bytes()}
+    assert "2 of 2 trials finished" in get_note(one.study)
+    assert len(place.names()) == 1
