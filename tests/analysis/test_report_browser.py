@@ -255,7 +255,10 @@ def test_a_stacked_table_is_a_table_to_a_screen_reader(arms_report: Path) -> Non
     assert roles.count("rowheader") >= 8
 
 
-def test_nothing_is_wider_than_a_printed_page(report: Path) -> None:
+@pytest.mark.parametrize("which", ["report", "arms_report"])
+def test_nothing_is_wider_than_a_printed_page(which: str, request: pytest.FixtureRequest) -> None:
+    report: Path = request.getfixturevalue(which)
+
     async def visit(ask: Ask, command: Ask) -> Any:
         await command("Emulation.setEmulatedMedia", media="print")
         await resize(command, 688, 970)  # A4 within its margins
