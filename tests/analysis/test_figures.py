@@ -247,9 +247,9 @@ def test_training_accuracy_stands_beside_validation_accuracy(trials: list[Frozen
     assert [t.name.partition(":")[0] for t in chart.figure.data] == ["baseline"] * 3 + ["best"] * 3
     lines = {trace.name: trace for trace in chart.figure.data}
     for name, more in (
-        ("validation accuracy", 0.0),
-        ("training accuracy", 2.0),
-        ("training accuracy, images moved", -3.0),
+        ("validation", 0.0),
+        ("training", 2.0),
+        ("training, moved", -3.0),
     ):
         line = lines[f"best: {name}"]
         expected = [100 * v + more for v in best.intermediate_values.values()]

@@ -13,7 +13,7 @@ import pytest
 from optuna.artifacts import get_all_artifact_meta
 from optuna_dashboard import get_note
 
-from visweep.analysis.contents import figures, tables
+from visweep.analysis.contents import figures, sheets
 from visweep.analysis.images import NoBrowser, require_browser
 from visweep.analysis.report import document
 from visweep.cli.report import Wanted, report
@@ -68,14 +68,15 @@ def test_everything_at_once(sweep: optuna.Study, url: str, tmp_path: Path) -> No
     )
     contents = document(sweep)
     images = {f"figures/{name}.{kind}" for name in figures(contents) for kind in ("png", "svg")}
-    sheets = {f"tables/{name}.csv" for name in tables(contents)}
-    assert files(out) == {"page.html", "report.md", *images, *sheets}
+    written = {f"tables/{name}.csv" for name in sheets(contents)}
+    assert "tables/trials.csv" in written
+    assert files(out) == {"page.html", "report.md", *images, *written}
     shown = re.findall(r"\]\((figures/[^)]*)\)", (out / "report.md").read_text("utf-8"))
     assert len(shown) == len(figures(contents))
     assert all((out / address).is_file() for address in shown)
     assert said[:4] == [
         f"wrote {out}/figures: {len(images)} files",
-        f"wrote {out}/tables: {len(sheets)} files",
+        f"wrote {out}/tables: {len(written)} files",
         f"wrote {out}/page.html",
         f"wrote {out}/report.md",
     ]

@@ -76,6 +76,13 @@ def report(sweep: optuna.Study, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
+def arms_report(comparison: optuna.Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("arms") / "report.html"
+    write_report(comparison, path)
+    return path
+
+
+@pytest.fixture(scope="module")
 def loaded(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     return load(report, tmp_path_factory.mktemp("profile"), "--dump-dom")
 
@@ -208,7 +215,50 @@ def test_nothing_is_wider_than_a_phone(report: Path) -> None:
     assert all(figure["marks"] > 3 for figure in figures), figures
 
 
-def test_nothing_is_wider_than_a_printed_page(report: Path) -> None:
+STACKED = """
+[...document.querySelectorAll("table.stacked")].map(table => ({
+  scrolls: table.parentElement.scrollWidth > table.parentElement.clientWidth + 1,
+  blocks: getComputedStyle(table.querySelector("tbody tr")).display === "block",
+  cells: [...table.querySelectorAll("td")]
+    .filter(e => e.textContent && e.scrollWidth > e.clientWidth + 1).length,
+}))
+"""
+
+
+def test_a_table_of_changes_never_scrolls(arms_report: Path) -> None:
+    widths = (320, 360, 500, 640, 768, 1000, 1024, 1025, 1280)
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+    async def visit(ask: Ask, command: Ask) -> Any:
+        found = {}
+        for width in widths:
+            await resize(command, width, 800)
+            found[width] = await ask(overflow), await ask(STACKED)
+        return found
+
+    assert drive(arms_report, visit) == {
+        width: (0, [{"scrolls": False, "blocks": width <= 1024, "cells": 0}]) for width in widths
+    }
+
+
+def test_a_stacked_table_is_a_table_to_a_screen_reader(arms_report: Path) -> None:
+    async def visit(ask: Ask, command: Ask) -> Any:
+        await resize(command, 360, 800)
+        await command("Accessibility.enable")
+        nodes = (await command("Accessibility.getFullAXTree"))["nodes"]
+        return [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes]
+
+    nodes = drive(arms_report, visit)
+    roles = [role for role, _ in nodes]
+    assert ("columnheader", "points (95 %)") in nodes
+    assert ("columnheader", "verdict") in nodes
+    assert roles.count("rowheader") >= 8
+
+
+@pytest.mark.parametrize("which", ["report", "arms_report"])
+def test_nothing_is_wider_than_a_printed_page(which: str, request: pytest.FixtureRequest) -> None:
+    report: Path = request.getfixturevalue(which)
+
     async def visit(ask: Ask, command: Ask) -> Any:
         await command("Emulation.setEmulatedMedia", media="print")
         await resize(command, 688, 970)  # A4 within its margins

@@ -91,7 +91,7 @@ def test_changes_are_grouped_by_their_baseline(comparison: optuna.Study) -> None
 
 def test_the_words_beside_it(comparison: optuna.Study) -> None:
     words = plain(verdicts_of(comparison))
-    assert "6 changes over 5 seeds: " in words
+    assert "6 changes over 4 to 5 seeds each: " in words
     assert "The p-value alone decides a verdict: below 0.05 after Holm" in words
     assert "With 4 to 5 seeds, an effect of " in words
     assert "would have been shown in 4 of 5 studies." in words
@@ -104,9 +104,11 @@ def test_the_table_in_the_form_of_the_report(comparison: optuna.Study) -> None:
     assert list(table.columns) == [
         "model",
         "change",
-        "validation accuracy (loss)",
-        "effect in points (95 %)",
-        "p, adjusted",
+        "validation accuracy",
+        "loss",
+        "pairs",
+        "points (95 %)",
+        "p (Holm)",
         "verdict",
         "seeds to show 1\N{NO-BREAK SPACE}point",
     ]
@@ -115,16 +117,15 @@ def test_the_table_in_the_form_of_the_report(comparison: optuna.Study) -> None:
     patch = [
         cell.replace("\N{NO-BREAK SPACE}", " ") for cell in by_change["vit", "patch_size 32 → 16"]
     ]
-    assert patch[0].startswith("51.7 % → 57.0 %")
-    assert "(1.383 → 1.330)" in patch[0]
-    assert patch[1].startswith("+5.")
-    assert patch[1].endswith(")")
-    assert patch[3] == "better"
-    assert "runs, loss" in by_change["convnet", "baseline"][0]
-    assert {table.rows[i][5] for i in table.marked} <= {"better", "worse"}
+    assert patch[:3] == ["51.7 % → 57.0 %", "1.383 → 1.330", "5"]
+    assert patch[3].startswith("+5.")
+    assert patch[3].endswith(")")
+    assert patch[5] == "better"
+    assert by_change["convnet", "baseline"][0].endswith("runs)")
+    assert {table.rows[i][7] for i in table.marked} <= {"better", "worse"}
     judged = table_of(read(comparison))
     assert judged is not None
-    told = [row[6] for row in table.rows if row[1] != "baseline"]
+    told = [row[8] for row in table.rows if row[1] != "baseline"]
     assert told == [str(each.row.needed) for each in judged.rows]
 
 
@@ -149,7 +150,7 @@ def test_the_report_of_such_a_study_leaves_out_what_is_for_searches(
     ]
     assert "8 configurations on fashion-mnist · over paired seeds" in plain(found.subtitle)
     opening = plain(found.opening)
-    assert "6 changes over 5 seeds: " in opening
+    assert "6 changes over 4 to 5 seeds each: " in opening
     assert "Tile(label='vit', value='51.7 %', detail='5 runs')" in opening
     assert "40 of 40 trials finished: 39 completed and 1 pruned." in opening
     assert "baseline, trial 0" not in opening
@@ -182,6 +183,23 @@ def test_a_search_shows_what_was_made_of_it(new_study: NewStudy, sweep: optuna.S
     assert table_in(search).rows[1][1] == "depth 6 → 2"
     anchors = [section.anchor for section in document(search).sections]
     assert anchors[:4] == ["best", "verdicts", "ablation", "history"]
+
+
+def test_no_run_of_a_comparison_is_called_the_best(
+    comparison: optuna.Study, new_study: NewStudy
+) -> None:
+    """It is the luckiest one."""
+    curves = next(s for s in document(comparison).sections if s.anchor == "curves")
+    drawn = [trace.name for trace in figure_of(curves).data if trace.visible is not False]
+    assert drawn[-2:] == ["convnet, one run", "vit, one run"]
+    assert not {"best", "baseline"} & set(drawn)
+    arm = Arm(model=ViTConfig(), train=TrainConfig())
+    arms = {"trial 3": arm, "trial 4": arm}
+    runs = [run_of(arms, name, 0, 0.5) for name in arms]
+    raced = new_study("as-a-race", runs, specification=specification_of(arms))
+    curves = next(s for s in document(raced).sections if s.anchor == "curves")
+    shown = [trace.name for trace in figure_of(curves).data if trace.visible is not False]
+    assert shown == ["completed"], "no arm stands out of a race"
 
 
 def test_before_there_is_a_pair(new_study: NewStudy) -> None:

@@ -74,7 +74,7 @@ def test_a_table_is_trained_resumed_and_extended(
     found = trials(tmp_path, "table")
     assert {t.state for t in found} == {TrialState.COMPLETE}
     assert len({(t.params["arm"], t.params["seed"]) for t in found}) == len(found) == 12
-    assert re.search(r"vit: depth=2 +\S+ % → \S+ %", more.stdout)
+    assert re.search(r"depth \d+ → 2 +\S+ % → \S+ %", more.stdout)
     assert "The p-value alone decides a verdict" in more.stdout
 
 

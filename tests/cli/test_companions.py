@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
 from arms_studies import arms_of_report
 from visweep.analysis.overview import COMPANIONS, read
+from visweep.analysis.report import document
 from visweep.cli.ablate import Wanted as Ablated
 from visweep.cli.ablate import ablate
 from visweep.cli.join import Local
@@ -25,11 +29,13 @@ from visweep.config import DataConfig, TrainConfig, ViTConfig
 from visweep.errors import UsageError
 from visweep.search.arms import arms_specification
 from visweep.search.study import open_study
+from visweep.storage.companions import companions
 from visweep.storage.engine import Storage
 from visweep.storage.merge import merge
 from visweep.storage.opening import open_storage
 from visweep.storage.pack import pack, unpack
 from visweep.storage.specification import OF, STUDY_ID, Specification, made_of
+from visweep.storage.tables import studies, study_attributes, study_system_attributes
 
 SPACE = {"depth": CategoricalDistribution([2, 4])}
 SEARCH = Specification(
@@ -91,11 +97,11 @@ def test_a_report_shows_what_was_made_of_this_study(storage: Storage) -> None:
     study = search(storage)
     make_of(study, storage, *COMPANIONS)
     assert list(read(study).companions) == list(COMPANIONS)
-    assert made_of_it(study, storage) == [f"night-{kind}" for kind in COMPANIONS]
+    assert made_of_it(study) == [f"night-{kind}" for kind in COMPANIONS]
     delete_study(study, storage)
     again = search(storage)
     assert read(again).companions == {}
-    assert made_of_it(again, storage) == []
+    assert made_of_it(again) == []
 
 
 def run(command: str, url: str) -> Any:
@@ -146,8 +152,101 @@ def test_copies_keep_what_was_made_of_them(storage: Storage, url: str, tmp_path:
         with_file = open_storage(f"sqlite:///{file}")
         study = optuna.load_study(study_name="night", storage=with_file)
         assert list(read(study).companions) == ["race"]
-        assert made_of_it(study, with_file) == ["night-race"]
+        assert made_of_it(study) == ["night-race"]
         with_file.close()
+
+
+def copied(storage: Storage, name: str, to: Storage, new: str) -> optuna.Study:
+    """A copy of a study under another name, as Optuna makes it."""
+    optuna.copy_study(from_study_name=name, from_storage=storage, to_storage=to, to_study_name=new)
+    return optuna.load_study(study_name=new, storage=to)
+
+
+def test_renamed_copies_find_each_other(storage: Storage, tmp_path: Path) -> None:
+    make_of(search(storage), storage, *COMPANIONS)
+    there = open_storage(f"sqlite:///{tmp_path}/there.db")
+    study = copied(storage, "night", there, "winner of the night")
+    for number, kind in enumerate(COMPANIONS):
+        copied(storage, f"night-{kind}", there, f"{number} of them")
+    found = read(study)
+    assert {kind: other.name for kind, other in found.companions.items()} == {
+        kind: f"{number} of them" for number, kind in enumerate(COMPANIONS)
+    }
+    assert found.others == []
+    assert made_of_it(study) == [f"{number} of them" for number in range(4)]
+    words = repr(document(study))
+    assert "Study 0 of them (made when this one was called night), the best" in words
+    there.close()
+
+
+def test_unpacked_under_another_name(storage: Storage, url: str, tmp_path: Path) -> None:
+    make_of(search(storage), storage, "race", "ablation")
+    storage.close()
+    (tmp_path / "there").mkdir()
+    there = f"sqlite:///{tmp_path}/there/studies.db"
+    for name, new in (("night", "day"), ("night-race", "x"), ("night-ablation", "y")):
+        pack(url, name, tmp_path / f"{name}.visweep")
+        unpack(tmp_path / f"{name}.visweep", there, new)
+    opened = open_storage(there)
+    found = read(optuna.load_study(study_name="day", storage=opened)).companions
+    assert {kind: other.name for kind, other in found.items()} == {"race": "x", "ablation": "y"}
+    opened.close()
+
+
+def test_a_copy_beside_its_original_takes_nothing_of_it(storage: Storage) -> None:
+    """It may have gone its own way, and its trial 40 be another."""
+    make_of(search(storage), storage, "race")
+    copy = copied(storage, "night", storage, "copy")
+    assert read(copy).companions == {}
+    make_of(copy, storage, "race", "ablation")
+    assert {o.name for o in read(copy).companions.values()} == {"copy-race", "copy-ablation"}
+    night = read(optuna.load_study(study_name="night", storage=storage))
+    assert [other.name for other in night.companions.values()] == ["night-race"]
+
+
+def test_of_several_of_a_kind_one_is_shown_and_the_others_are_named(storage: Storage) -> None:
+    study = search(storage)
+    of = made_of("night", study.user_attrs[STUDY_ID], "ablation")
+    for name in ("mine", "newest"):
+        open_study(storage, name, MADE, 4, attributes={OF: of})
+    assert read(study).companions["ablation"].name == "newest"
+    open_study(storage, "night-ablation", MADE, 4, attributes={OF: of})
+    open_study(storage, "later", MADE, 4, attributes={OF: of})
+    found = read(study)
+    assert found.companions["ablation"].name == "night-ablation"
+    assert list(found.others) == ["later", "newest", "mine"]
+    assert "each with a report of its own: later, newest and mine." in repr(document(study))
+
+
+def test_without_an_id_the_name_tells(storage: Storage) -> None:
+    for name in ("old", "copy of old"):
+        study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
+        study.set_user_attr("visweep:specification", {"identity": {}})
+    open_study(storage, "x", MADE, 4, attributes={OF: made_of("old", None, "race")})
+    both = [optuna.load_study(study_name=n, storage=storage) for n in ("old", "copy of old")]
+    assert [list(read(study).companions) for study in both] == [["race"], []]
+
+
+def test_they_are_found_quickly_among_hundreds(storage: Storage) -> None:
+    study = search(storage)
+    make_of(study, storage, "race")
+    with storage.transaction() as connection:
+        ids = range(1000, 1400)
+        connection.execute(
+            sa.insert(studies), [{"study_id": i, "study_name": f"other {i}"} for i in ids]
+        )
+        said = json.dumps(made_of("another", "its id", "race"))
+        of = [{"study_id": i, "key": OF, "value_json": said} for i in ids]
+        connection.execute(sa.insert(study_attributes), of)
+        notes = [
+            {"study_id": i, "key": f"dashboard:note_str:{n}", "value_json": json.dumps("x" * 2000)}
+            for i in ids
+            for n in range(5)
+        ]
+        connection.execute(sa.insert(study_system_attributes), notes)
+    begin = time.process_time()
+    assert companions(study) == {"race": ["night-race"]}
+    assert time.process_time() - begin < 1.0
 
 
 def test_deleting_names_them(storage: Storage, url: str, launcher: Any) -> None:

@@ -1,15 +1,24 @@
-"""The figures and the tables of a report, each with the name of the file that it becomes."""
+"""The figures and the sheets of a report, each with the name of the file that it becomes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
 
-from visweep.analysis.document import Block, Columns, Document, Folded, Plot, PlotGrid, Table
+from visweep.analysis.document import (
+    Block,
+    Columns,
+    Document,
+    Folded,
+    Plot,
+    PlotGrid,
+    Table,
+)
 from visweep.analysis.figures.chart import Chart
+from visweep.analysis.sheet import Sheet
 
 OPENING = "opening"
 """What the part before the first section is called among files."""
@@ -45,22 +54,38 @@ def figures(document: Document) -> dict[str, Figure]:
     return found
 
 
-def tables(document: Document) -> dict[str, Table]:
-    """Every table, by a file name without its suffix, in the order of the report.
+def sheets(document: Document) -> dict[str, Sheet]:
+    """Every sheet, by a file name without its suffix: those of the tables, then the document's."""
+    found = {
+        name: table.sheet for name, table in tables(document).items() if table.sheet is not None
+    }
+    return {**found, **document.sheets}
 
-    A section's only table is called after the section.
+
+def tables(document: Document) -> dict[str, Table]:
+    """Every table, by the name of its sheet's file, in the order of the report.
+
+    A section's only table is called after the section, if none of the document's own sheets is.
     """
     found: dict[str, Table] = {}
     for anchor, blocks in _parts(document):
         there = list(_tables(blocks))
         # Numbers in a caption change from one day to the next.
-        _add(found, anchor, there, [_as_name(re.sub(r"\d", "", t.caption)) for t in there])
+        names = [_as_name(re.sub(r"\d", "", t.caption)) for t in there]
+        _add(found, anchor, there, names, taken=document.sheets.keys())
     return found
 
 
-def _add(found: dict[str, Part], anchor: str, parts: Sequence[Part], names: list[str]) -> None:
+def _add(
+    found: dict[str, Part],
+    anchor: str,
+    parts: Sequence[Part],
+    names: list[str],
+    taken: Collection[str] = (),
+) -> None:
     for part, own in zip(parts, names, strict=True):
-        wanted = anchor if len(parts) == 1 else f"{anchor}-{own}"
+        is_alone = len(parts) == 1 and anchor not in taken
+        wanted = anchor if is_alone else f"{anchor}-{own}"
         endings = (f"-{n}" for n in count(2))
         name = wanted
         while name in found:

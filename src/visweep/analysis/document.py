@@ -1,16 +1,17 @@
 """What a report is made of: sections of blocks, as data.
 
-A block says what is to be read, not how it looks, so that the same report can become a web page
-or, later, Markdown and CSV. A block's `kind` is the name of the macro that renders it.
+A block says what is to be read, not how it looks, so that the same report becomes a web page,
+Markdown and CSV. A block's `kind` is the name of the macro that renders it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from visweep.analysis.figures.chart import Chart
+from visweep.analysis.sheet import Sheet
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class Table:
         rows: the cells, as text, as many as there are columns; the first one names its row.
         numeric: the columns to align on the right.
         marked: the rows to emphasise.
+        sheet: the same for machines; None where one of the document's own sheets holds it.
+        stacked: whether on a narrow page each row becomes a block of its own, its cells under
+            one another; else such a page scrolls the table.
     """
 
     kind: ClassVar[str] = "table"
@@ -72,6 +76,8 @@ class Table:
     rows: Sequence[Sequence[str]]
     numeric: frozenset[int] = frozenset()
     marked: frozenset[int] = frozenset()
+    sheet: Sheet | None = None
+    stacked: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,10 +134,21 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A whole report."""
+    """A whole report.
+
+    Attributes:
+        title: its heading.
+        subtitle: a line below it.
+        opening: what stands before the first section.
+        sections: its parts, in order.
+        footer: a last line.
+        sheets: what it holds for machines that no table shows whole, by a file's name without its
+            suffix.
+    """
 
     title: str
     subtitle: str
     opening: Sequence[Block]
     sections: Sequence[Section]
     footer: str
+    sheets: Mapping[str, Sheet] = field(default_factory=dict)

@@ -19,7 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from visweep.analysis.measure import Measure
 from visweep.errors import UsageError
-from visweep.storage.specification import BUDGET, SPECIFICATION, STUDY_ID, is_made_of
+from visweep.storage.companions import companions
+from visweep.storage.specification import BUDGET, OF, SPECIFICATION
 from visweep.training.results import is_lost
 
 STATE_WORDS = {
@@ -35,7 +36,8 @@ _MOST_EPOCHS = 10**9
 """An attribute of that name with a larger value is another tool's, and counts something else."""
 
 COMPANIONS = ("ablation", "neighbours", "race", "pruned")
-"""Kinds of studies that are made of another one and shown in its report; they end their names."""
+"""Kinds of studies that are made of another one and shown in its report; they end the names that
+they are given, which say nothing."""
 
 
 def attribute(trial: FrozenTrial, name: str) -> float | None:
@@ -132,7 +134,8 @@ class Overview:
         specification: what it was created with; empty when none is stored.
         where: options that tell other commands in which storage it lies.
         attributes: user attributes of the study.
-        companions: the studies beside it that were made of it, by kind.
+        companions: of the studies beside it that were made of it one of each kind.
+        others: names of further ones of these kinds.
     """
 
     name: str
@@ -143,6 +146,7 @@ class Overview:
     where: Sequence[str] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     companions: Mapping[str, Overview] = field(default_factory=dict)
+    others: Sequence[str] = ()
 
     def having(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in one of these states."""
@@ -172,6 +176,12 @@ class Overview:
     def compares_arms(self) -> bool:
         """Whether it compares given configurations over seeds, and does not search."""
         return bool(mapping(self.identity, "arms"))
+
+    @property
+    def source(self) -> str | None:
+        """What the study that it was made of was called then; None where it was made of none."""
+        name = mapping(self.attributes, OF).get("study")
+        return None if name is None else str(name)
 
     @property
     def varied(self) -> list[str]:
@@ -245,22 +255,21 @@ def read(study: optuna.Study, where: Sequence[str] = ()) -> Overview:
             "a report is made of a study with one"
         )
     found = _read(study, where)
-    return replace(found, companions=_companions(study, where)) if found.specification else found
+    return _with_companions(found, study) if found.specification else found
 
 
-def _companions(study: optuna.Study, where: Sequence[str]) -> dict[str, Overview]:
-    found = {}
-    identifier = study.user_attrs.get(STUDY_ID)
-    for kind in COMPANIONS:
-        try:
-            other = optuna.load_study(
-                study_name=f"{study.study_name}-{kind}", storage=study._storage
-            )
-        except KeyError:
-            continue
-        if is_made_of(other.user_attrs, study.study_name, identifier, kind):
-            found[kind] = _read(other, where)
-    return found
+def _with_companions(found: Overview, study: optuna.Study) -> Overview:
+    names = {kind: of for kind, of in companions(study).items() if kind in COMPANIONS}
+    shown = {
+        kind: optuna.load_study(study_name=names[kind][0], storage=study._storage)
+        for kind in COMPANIONS
+        if kind in names
+    }
+    return replace(
+        found,
+        companions={kind: _read(other, found.where) for kind, other in shown.items()},
+        others=[name for of in names.values() for name in of[1:]],
+    )
 
 
 def _read(study: optuna.Study, where: Sequence[str]) -> Overview:

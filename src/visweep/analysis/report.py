@@ -33,7 +33,11 @@ from visweep.analysis.sections.shift import shift_section
 from visweep.analysis.sections.specification import specification_section
 from visweep.analysis.sections.trials import trials_section
 from visweep.analysis.sections.verdicts import ablation_section, verdicts_section
+from visweep.analysis.trial_rows import objective, trials_sheet
 from visweep.errors import UsageError
+
+TRIALS = "trials"
+"""The sheet of all trials, of which the page shows the best."""
 
 MakeSection = Callable[[Overview], Section | None]
 
@@ -123,4 +127,5 @@ def document(study: optuna.Study, where: Sequence[str] = ()) -> Document:
         sections=[section for make in SECTIONS if (section := make(overview)) is not None],
         footer=f"Made by visweep {version('visweep')} with Optuna {optuna.__version__}. "
         "This page is complete in itself: it loads nothing from the network.",
+        sheets={TRIALS: trials_sheet(overview.trials, objective(overview))},
     )

@@ -1,5 +1,6 @@
 """The command `visweep`: look at studies, train a configuration again, tidy up."""
 
+import sys
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -97,15 +98,17 @@ def trials(
     storage: opt.Storage = None,
 ) -> None:
     """List all trials of a study: the finished ones best first, then the others."""
-    from visweep.cli.studies import interrupted, opened, trial_rows, write_csv
+    from visweep.analysis.comma_separated import to_csv
+    from visweep.analysis.trial_rows import trials_sheet
+    from visweep.cli.studies import interrupted, opened
     from visweep.search.summary import finished, trial_table
     from visweep.storage.tables import FINISHED
 
     with opened(storage, study) as (loaded, opened_storage):
-        if csv:
-            write_csv(trial_rows(loaded))
-            return
         found = loaded.get_trials(deepcopy=False)
+        if csv:
+            sys.stdout.write(to_csv(trials_sheet(found)))
+            return
         others = [t for t in found if t.state not in FINISHED]
         table = trial_table(
             [*finished(found), *others],
@@ -191,7 +194,7 @@ def delete(
         if not yes and not typer.confirm(question):
             typer.echo("nothing was deleted")
             return
-        remaining = made_of_it(loaded, opened_storage)
+        remaining = made_of_it(loaded)
         delete_study(loaded, opened_storage, opt.artifacts_place(artifacts))
     typer.echo(f"deleted {study}")
     if remaining:

@@ -21,7 +21,8 @@ from visweep.search.study import checkpoints_of, images_folder, specification_of
 from visweep.search.summary import finished
 from visweep.search.threads import THREADS
 from visweep.storage.artifacts import Checkpoints
-from visweep.storage.specification import ARM, STUDY_ID, TEST, Specification, is_made_of
+from visweep.storage.companions import companions
+from visweep.storage.specification import ARM, TEST, Specification
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +105,9 @@ def choose(wanted: Wanted) -> Chosen:
 def _tested(study: optuna.Study) -> Mapping[str, Any]:
     """By the race that the study is, or by the one that was made of it."""
     attributes = study.user_attrs
-    race = f"{study.study_name}-race"
-    if TEST not in attributes and race in optuna.get_all_study_names(study._storage):
-        other = optuna.load_study(study_name=race, storage=study._storage).user_attrs
-        if is_made_of(other, study.study_name, attributes.get(STUDY_ID), "race"):
-            attributes = other
+    races = companions(study).get("race", [])
+    if TEST not in attributes and races:
+        attributes = optuna.load_study(study_name=races[0], storage=study._storage).user_attrs
     return dict(attributes.get(TEST, {}))
 
 

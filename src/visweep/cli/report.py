@@ -12,7 +12,7 @@ import optuna
 
 from visweep import text
 from visweep.analysis.comma_separated import to_csv
-from visweep.analysis.contents import figures, tables
+from visweep.analysis.contents import figures, sheets
 from visweep.analysis.document import Document
 from visweep.analysis.images import NoBrowser, draw, require_browser
 from visweep.analysis.markdown import to_markdown
@@ -122,7 +122,7 @@ def _make(contents: Document, wanted: Wanted, output: Path) -> _Made:
     if wanted.figures is not None and images is not None:
         folders[wanted.figures] = dict(images)
     if wanted.tables is not None:
-        written = {f"{name}.csv": to_csv(table) for name, table in tables(contents).items()}
+        written = {f"{name}.csv": to_csv(sheet) for name, sheet in sheets(contents).items()}
         files = folders.setdefault(wanted.tables, {})
         files.update({name: content.encode() for name, content in written.items()})
     pages = {}

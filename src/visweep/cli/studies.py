@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import optuna
 import sqlalchemy as sa
@@ -16,20 +12,14 @@ from visweep.cli.options import storage_url
 from visweep.errors import UsageError
 from visweep.search.study import STOP, checkpoints_of, load_study
 from visweep.storage import attached
+from visweep.storage.companions import companions
 from visweep.storage.engine import Storage
 from visweep.storage.failures import storage_errors
 from visweep.storage.holders import unfinished, working
 from visweep.storage.opening import open_storage, open_to_read
 from visweep.storage.place import Place
-from visweep.storage.replicates import originals, seeds_of
-from visweep.storage.specification import OF, STUDY_ID, made_of
-from visweep.storage.tables import slots, studies, study_attributes
+from visweep.storage.tables import slots
 from visweep.storage.whereabouts import Artifacts
-
-_ATTRIBUTES = (
-    "val_loss", "train_accuracy", "epochs", "seconds", "images_per_second",
-    "peak_memory_bytes", "num_params", "ended",
-)  # fmt: skip
 
 
 @contextmanager
@@ -120,18 +110,10 @@ def delete_study(study: optuna.Study, storage: Storage, artifacts: str | None = 
         above.remove(key)
 
 
-def made_of_it(study: optuna.Study, storage: Storage) -> list[str]:
+def made_of_it(study: optuna.Study) -> list[str]:
     """Names of the studies that were made of one, such as its race."""
-    query = (
-        sa.select(studies.c.study_name, study_attributes.c.value_json)
-        .join(study_attributes, study_attributes.c.study_id == studies.c.study_id)
-        .where(study_attributes.c.key == OF)
-        .order_by(studies.c.study_id)
-    )
-    own = made_of(study.study_name, study.user_attrs.get(STUDY_ID), "")
-    with storage.reading() as connection:
-        found = [(name, json.loads(value)) for name, value in connection.execute(query)]
-    return [name for name, of in found if isinstance(of, dict) and {**of, "kind": ""} == own]
+    found = {name for names in companions(study).values() for name in names}
+    return [s.study_name for s in study._storage.get_all_studies() if s.study_name in found]
 
 
 def place_above(study: optuna.Study, storage: Storage, artifacts: str | None = None) -> Place:
@@ -156,30 +138,3 @@ def interrupted(study: optuna.Study, storage: Storage) -> set[int]:
         ours = sa.inspect(connection).has_table(slots.name)
         found = unfinished(connection) if ours else []
     return {s.trial for s in found if s.study_id == study._study_id and s.interrupted}
-
-
-def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
-    """One row per trial, by number."""
-    trials = study.get_trials(deepcopy=False)
-    original = originals(trials)
-    names = list(dict.fromkeys(name for t in trials for name in t.params))
-    return [
-        {
-            "trial": t.number,
-            "state": t.state.name,
-            "val_accuracy": t.values[0] if t.values else "",
-            **{name: t.params.get(name, "") for name in names},
-            **{name: t.user_attrs.get(name, "") for name in _ATTRIBUTES},
-            "replicate_of": original.get(t.number, ""),
-            "replicate_seeds": " ".join(map(str, seeds_of(t))),
-        }
-        for t in trials
-    ]
-
-
-def write_csv(rows: list[dict[str, Any]]) -> None:
-    """Rows as comma-separated values on the standard output."""
-    if rows:
-        writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

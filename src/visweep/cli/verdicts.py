@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
-from statistics import fmean
+from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
 from rich.box import SIMPLE
@@ -12,20 +11,18 @@ from rich.console import Console
 from rich.table import Table
 
 from visweep import text
-from visweep.analysis.ablation import AblationRow, AblationTable, ArmResults, ablation_table
-from visweep.analysis.measure import points
+from visweep.analysis.ablation import AblationTable, ablation_table
+from visweep.analysis.changes import HEADINGS, Line, cells, left_out, lines, remarks, tally
+from visweep.analysis.measure import GAP
 from visweep.analysis.statistics.verdicts import Verdict
-from visweep.analysis.statistics.words import (
-    could_have_shown,
-    decides,
-    judged,
-    needed,
-    of_other_images,
-)
 from visweep.storage.specification import Specification
 
-_MISSING = "—"
 _STYLES = {Verdict.BETTER: "green", Verdict.WORSE: "red"}
+_CHANGES = ("change", "accuracy", "pairs", "effect", "p", "verdict")
+_ARMS = ("model", "accuracy", "loss")
+_RIGHT = frozenset({"pairs", "p"})
+_LEAST = {"change": 14, "accuracy": 8, "pairs": 5, "effect": 20, "p": 8, "verdict": 13}
+"""Characters that a column keeps where the terminal is narrow: 80 are enough for all."""
 
 
 def print_verdicts(
@@ -47,72 +44,42 @@ def print_verdicts(
     table = ablation_table(specification, trials)
     if not any(each.accuracy for each in table.arms):
         return
-    console.print(_baselines(table))
-    if table.rows:
-        console.print(_changes(table))
-    for line in (*_remarks(table), f"see more: {shlex.join(['visweep', 'report', name, *where])}"):
-        text.print_line(console, line)
+    console.print(_table(table))
+    more = f"see more: {shlex.join(['visweep', 'report', name, *where])}"
+    for line in (*left_out(table), *remarks(table), more):
+        text.print_line(console, line.replace(GAP, " "))
 
 
-def _baselines(table: AblationTable) -> Table:
+def _table(table: AblationTable) -> Table:
+    names = _CHANGES if table.rows else _ARMS
     shown = Table(
-        title="validation accuracy", title_justify="left", header_style="bold", box=SIMPLE
+        title=_plain(tally(table)) if table.rows else None,
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE,
+        pad_edge=False,
     )
-    shown.add_column("configuration", overflow="fold")
-    for heading in ("mean", "over seeds ±", "loss", "runs"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    for each in table.baselines:
-        shown.add_row(each.name, *_measured(each))
+    for name in names:
+        shown.add_column(
+            HEADINGS[name],
+            justify="right" if name in _RIGHT else "left",
+            min_width=_LEAST.get(name),
+            overflow="fold",
+        )
+    for line in lines(table):
+        if line.verdict is None and table.rows:
+            shown.add_section()
+        style = None if line.verdict is None else _STYLES.get(line.verdict)
+        shown.add_row(*_cells(line, names), style=style)
     return shown
 
 
-def _measured(each: ArmResults) -> Iterator[str]:
-    yield _percent(each.mean)
-    yield _MISSING if each.scatter is None else f"{100 * each.scatter:.2f}"
-    yield f"{fmean(each.loss.values()):.3f}" if each.loss else _MISSING
-    yield str(len(each.values))
+def _cells(line: Line, names: Sequence[str]) -> list[str]:
+    written = [_plain(cell) for cell in cells(line, names)]
+    if line.verdict is None and "change" in names:
+        written[0] = line.model
+    return written
 
 
-def _changes(table: AblationTable) -> Table:
-    shown = Table(title="one change at a time", title_justify="left", box=SIMPLE)
-    shown.header_style = "bold"
-    shown.add_column("change", overflow="fold")
-    shown.add_column("before → after", justify="right", no_wrap=True)
-    shown.add_column("points (95 %)", justify="right", no_wrap=True)
-    shown.add_column("p, Holm", justify="right", no_wrap=True)
-    shown.add_column("verdict", overflow="fold")
-    for each in table.rows:
-        shown.add_row(*_cells(each), style=_STYLES.get(each.row.verdict))
-    return shown
-
-
-def _cells(each: AblationRow) -> Iterator[str]:
-    row = each.row
-    yield each.changed.name
-    yield f"{_percent(each.before)} → {_percent(each.after)}"
-    effect = _MISSING if row.effect is None else points(row.effect)
-    interval = "" if row.interval is None else " ({} to {})".format(*map(points, row.interval))
-    yield effect + interval
-    yield _MISSING if row.adjusted is None else f"{row.adjusted:.3f}"
-    yield str(row.verdict)
-
-
-def _remarks(table: AblationTable) -> Iterator[str]:
-    for each in table.rows:
-        if each.row.missing:
-            yield f"{each.changed.name}: {judged(each.row)}"
-    if table.rows:
-        yield decides(table.verdicts)
-    errors = [error for each in table.arms for error in each.error.values()]
-    yield from filter(
-        None,
-        [
-            could_have_shown(table.verdicts.rows),
-            needed(table.verdicts),
-            of_other_images(errors),
-        ],
-    )
-
-
-def _percent(value: float | None) -> str:
-    return _MISSING if value is None else text.percent(value)
+def _plain(cell: str) -> str:
+    return cell.replace(GAP, " ")

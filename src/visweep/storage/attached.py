@@ -4,9 +4,11 @@ Optuna keeps what it calls the artifacts of a study under ids in one folder, and
 attributes of the study (or of a trial) which they are. The dashboard looks for them where its
 `--artifact-dir` says: that is the folder that the folders of studies lie in.
 
-A file that we attach has an id that follows from the study and the file's name. So attaching it
-again replaces it, and where the work is cut short nothing is left that the next time does not
-find: Optuna's own `upload_artifact` names a file before it is there, and under a new id each time.
+A file that we attach has one of two ids, which follow from the study and the file's name.
+Attaching it again writes it under the one that is not in use, and one transaction then says that
+this is the file. So what was attached before is whole until the new is, and where the work is cut
+short nothing is left that the next time does not find: Optuna's own `upload_artifact` names a file
+before it is there, and under a new id each time.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import re
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,12 +78,13 @@ def attach(
         note: Markdown.
 
     Raises:
-        StorageError: the storage or the place fails; then what was attached before still is.
+        StorageError: the storage or the place fails; then what was attached before still is,
+            unless all that failed was to remove it.
     """
     with storage.reading() as connection:
         identity = _identity(connection, study_id)
-        before = set(_of_study(connection, study_id))
-    wanted = {identity.id_of(file.name): file for file in files}
+        before = _of_study(connection, study_id)
+    wanted = {identity.unused(file.name, before): file for file in files}
     try:
         for key, file in wanted.items():
             _write(place, key, file.content)
@@ -91,11 +95,21 @@ def attach(
             _write_rows(connection, study_id, wanted, former)
             _write_note(connection, study_id, note)
     except BaseException:
-        for key in set(wanted) - before:
-            place.remove(key)
+        _remove_unnamed(storage, study_id, place, wanted)
         raise
     for key in former - set(wanted):
         place.remove(key)
+
+
+def _remove_unnamed(storage: Storage, study_id: int, place: Place, keys: Collection[str]) -> None:
+    """Remove those files that the study does not name: a commit may have happened, and its answer
+    been lost."""
+    # Where nobody can be asked they stay, and the next time writes over them.
+    with suppress(StorageError):
+        with storage.reading() as connection:
+            named = set(_of_study(connection, study_id))
+        for key in sorted(set(keys) - named):
+            place.remove(key)
 
 
 def named(connection: sa.Connection, study_id: int | None = None) -> set[str]:
@@ -128,7 +142,7 @@ def missing(study: StudyRows, place: Place) -> list[tuple[str, str]]:
     """
     identity = _Identity.of(study)
     found = _ids(study.parts[_ROWS])
-    own = [(key, name) for key, name in found.items() if identity.id_of(name) == key]
+    own = [(key, name) for key, name in found.items() if key in identity.ids_of(name)]
     return [(key, name) for key, name in own if not place.fetch(key).is_file()]
 
 
@@ -159,8 +173,8 @@ def settled(study: StudyRows, *copies: StudyRows) -> tuple[StudyRows, dict[str, 
     rows = study.parts[_ROWS]
     ids = {key: key for key in named_in(study)}
     for key, name in _ids(rows).items():
-        if key in {identity.id_of(name) for identity in former}:
-            ids[key] = own.id_of(name)
+        if any(key in identity.ids_of(name) for identity in former):
+            ids[key] = own.ids_of(name)[0]
     kept: dict[str, Row] = {}
     for row in rows:
         key = row["key"].removeprefix(_PREFIX)
@@ -232,10 +246,16 @@ class _Identity:
     def _from(cls, name: str, attributes: Mapping[str, Any]) -> _Identity:
         return cls(name, str(attributes.get(STUDY_ID, "")), str(attributes.get(BRANCH, "")))
 
-    def id_of(self, file: str) -> str:
-        """The id of a file that we attach to it."""
-        text = json.dumps([self.origin, self.branch, self.study, file])
-        return str(uuid.uuid5(_OURS, text))
+    def ids_of(self, file: str) -> tuple[str, str]:
+        """The ids of a file that we attach to it, one of which is in use at a time."""
+        names = [self.origin, self.branch, self.study, file]
+        first, second = (json.dumps(each) for each in (names, [*names, "the other"]))
+        return str(uuid.uuid5(_OURS, first)), str(uuid.uuid5(_OURS, second))
+
+    def unused(self, file: str, used: Collection[str]) -> str:
+        """That of them which is not in use."""
+        first, second = self.ids_of(file)
+        return second if first in used else first
 
 
 def _identity(connection: sa.Connection, study_id: int) -> _Identity:
@@ -258,7 +278,7 @@ def _of_study(connection: sa.Connection, study_id: int) -> dict[str, str]:
 def _former(connection: sa.Connection, study_id: int, identity: _Identity) -> set[str]:
     """The ids of what we attached before."""
     attached = _of_study(connection, study_id)
-    return {key for key, name in attached.items() if identity.id_of(name) == key}
+    return {key for key, name in attached.items() if key in identity.ids_of(name)}
 
 
 def _ids(rows: Iterable[Row]) -> dict[str, str]:

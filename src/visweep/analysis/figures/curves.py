@@ -16,16 +16,25 @@ from visweep.analysis.figures.chart import (
     require,
     whole_numbers,
 )
-from visweep.analysis.figures.marks import singled_out
+from visweep.analysis.figures.marks import Singled, singled_out
 from visweep.analysis.figures.words import capital, hovered_value
 from visweep.analysis.measure import Measure, plural
 from visweep.analysis.overview import curve, in_state, ranked
 
 
 def learning_curves(
-    trials: Sequence[FrozenTrial], measure: Measure, baseline: FrozenTrial | None = None
+    trials: Sequence[FrozenTrial],
+    measure: Measure,
+    baseline: FrozenTrial | None = None,
+    singled: Singled | None = None,
 ) -> Chart:
     """The intermediate values of every trial by epoch; pruned ones end in a cross.
+
+    Args:
+        trials: of one study.
+        measure: what it optimises.
+        baseline: drawn beside the best.
+        singled: what is drawn otherwise than all others, in place of both.
 
     Raises:
         NothingToDraw: no trial reported an intermediate value.
@@ -34,7 +43,7 @@ def learning_curves(
     running = in_state(trials, TrialState.RUNNING)
     drawn = [t for t in (*complete, *pruned, *running) if curve(t)]
     require(bool(drawn), "No trial reported values on its way, so there are no curves.")
-    special = singled_out(trials, measure, baseline)
+    special = singled_out(trials, measure, baseline) if singled is None else singled
     others = [trial for trial in complete if all(trial is not s for s, _ in special)]
     figure = go.Figure()
     figure.add_trace(_curves(pruned, measure, "pruned", color=GREY, width=1, opacity=0.6))

@@ -9,8 +9,8 @@ from statistics import median
 
 import plotly.graph_objects as go
 
-from visweep import text
 from visweep.analysis.ablation import AblationRow, AblationTable
+from visweep.analysis.changes import changed_fields
 from visweep.analysis.figures.chart import BLUE, GREY, ORANGE, TEAL, Chart, require, theme
 from visweep.analysis.measure import GAP, points
 from visweep.analysis.statistics.verdicts import Row, Verdict
@@ -61,10 +61,10 @@ def forest(table: AblationTable) -> Chart:
         _write_if_beyond(figure, each.row, place, low, high)
     figure.add_vline(x=0, line={"color": GREY, "width": 1.5})
     figure.update_layout(template=theme(dark=False), height=100 + round(-y), margin={"t": 40})
+    # With one verdict, too.
+    figure.update_layout(showlegend=True)
     figure.update_layout(annotationdefaults={"bgcolor": "rgba(0,0,0,0)"})
-    figure.update_xaxes(
-        title_text="effect on validation accuracy", ticksuffix=f"{GAP}points", range=[low, high]
-    )
+    figure.update_xaxes(title_text="effect on validation accuracy, in points", range=[low, high])
     figure.update_xaxes(nticks=6)
     figure.update_yaxes(visible=False, range=[y, 0])
     return Chart(
@@ -76,13 +76,6 @@ def forest(table: AblationTable) -> Chart:
         + _said_of_the_edge(rows, low, high),
         " ".join(f"{_plain(each)}: {judged(each.row)}." for each in table.rows),
         zoomable=False,
-    )
-
-
-def changed_fields(each: AblationRow) -> str:
-    """What was changed: `patch_size 32 → 16`."""
-    return ", ".join(
-        f"{name} {text.value(old)} → {text.value(new)}" for name, (old, new) in each.fields.items()
     )
 
 

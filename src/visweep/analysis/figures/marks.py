@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from visweep.analysis.figures.chart import BLUE, GREY, ORANGE, VIOLET
 from visweep.analysis.measure import Measure
-from visweep.analysis.overview import ranked, shown_value
+from visweep.analysis.overview import in_state, ranked, shown_value
+from visweep.storage.specification import ARM
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,28 @@ class Mark:
 
 
 COMPLETED = Mark("completed", {"color": BLUE, "size": 8, "opacity": 0.85})
+_OF_ARMS = ({"color": VIOLET, "width": 2.5, "dash": "dash"}, {"color": ORANGE, "width": 2.5})
 PRUNED = Mark(
     "pruned", {"color": GREY, "size": 8, "symbol": "x-thin-open", "line": {"width": 1.5}}
 )
+
+
+Singled = Sequence[tuple[FrozenTrial, Mark]]
+
+
+def first_runs(trials: Sequence[FrozenTrial], arms: Sequence[str]) -> Singled:
+    """Of some arms the first run each that completed, with marks of their own.
+
+    In a study of arms the best run is the luckiest one, and trial 0 like any other.
+    """
+    found: dict[str, FrozenTrial] = {}
+    for trial in in_state(trials, TrialState.COMPLETE):
+        found.setdefault(str(trial.params.get(ARM)), trial)
+    shown = [arm for arm in arms if arm in found][: len(_OF_ARMS)]
+    return [
+        (found[arm], Mark(f"{arm}, one run", {}, line))
+        for arm, line in zip(shown, _OF_ARMS, strict=False)
+    ]
 
 
 def singled_out(

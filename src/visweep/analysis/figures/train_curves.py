@@ -9,48 +9,59 @@ import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
 
 from visweep.analysis.figures.chart import Chart, lay_out, require, whole_numbers
-from visweep.analysis.figures.marks import singled_out
+from visweep.analysis.figures.marks import Singled, singled_out
 from visweep.analysis.figures.words import hovered_value
 from visweep.analysis.measure import Measure
 from visweep.analysis.overview import curve, mapping
 
 _LINES = (
-    ("validation", "validation accuracy", "solid"),
-    ("plain", "training accuracy", "dash"),
-    ("augmented", "training accuracy, images moved", "dot"),
+    ("validation", "validation accuracy", "validation", "solid"),
+    ("plain", "training accuracy", "training", "dash"),
+    ("augmented", "training accuracy, images moved", "training, moved", "dot"),
 )
+"""Of each curve its key, what it is, the same in the legend, and its dashes."""
 
 
 def train_curves(
-    trials: Sequence[FrozenTrial], measure: Measure, baseline: FrozenTrial | None = None
+    trials: Sequence[FrozenTrial],
+    measure: Measure,
+    baseline: FrozenTrial | None = None,
+    singled: Singled | None = None,
 ) -> Chart:
     """Three curves each of the best trial and of the baseline, as far as they were measured.
+
+    Args:
+        trials: of one study.
+        measure: what it optimises.
+        baseline: drawn beside the best.
+        singled: what is drawn in place of both.
 
     Raises:
         NothingToDraw: neither has training accuracies by epoch.
     """
     special = [
         (trial, mark, found)
-        for trial, mark in singled_out(trials, measure, baseline)
+        for trial, mark in (singled_out(trials, measure, baseline) if singled is None else singled)
         if (found := measured(trial))
     ]
     require(bool(special), "Training accuracy was not measured after each epoch.")
     figure = go.Figure()
     for trial, mark, found in special:
-        for name, words, dash in _LINES:
+        for name, words, short, dash in _LINES:
             figure.add_trace(
                 go.Scatter(
                     x=list(range(1, 1 + len(found[name]))),
                     y=[measure.plotted(value) for value in found[name]],
                     mode="lines+markers",
-                    name=f"{mark.name}: {words}",
+                    name=f"{mark.name}: {short}",
                     line={"color": mark.line["color"], "width": 2.5, "dash": dash},
                     marker={"color": mark.line["color"], "size": 5},
                     hovertemplate=f"<b>trial {trial.number}, {words}</b>, {measure.step} %{{x}}"
                     f"<br>{hovered_value(measure)}",
                 )
             )
-    lay_out(figure, measure.step, measure, height=420)
+    lay_out(figure, measure.step, measure, height=440)
+    figure.update_layout(margin={"t": 90})
     figure.update_yaxes(title_text="accuracy")
     figure.update_xaxes(**whole_numbers(max(len(found["plain"]) for *_, found in special)))
     return Chart(
@@ -80,5 +91,5 @@ def _numbers(kept: Mapping[str, object], name: str) -> list[float]:
 
 
 def _summary(trial: FrozenTrial, found: Mapping[str, Sequence[float]], measure: Measure) -> str:
-    said = (f"{words} {measure.text(found[name][-1])}" for name, words, _ in _LINES)
+    said = (f"{words} {measure.text(found[name][-1])}" for name, words, *_ in _LINES)
     return f"After the last {measure.step} trial {trial.number} has {', '.join(said)}."

@@ -11,6 +11,9 @@ from visweep.analysis.document import Block, Command, Section, Table, note
 from visweep.analysis.measure import GAP
 from visweep.analysis.overview import Overview, mapping, parameter_names
 from visweep.analysis.sections.cells import MISSING, measurements, setting
+from visweep.analysis.sheet import Sheet, sheet_of
+
+_ROLES = ("best", "baseline")
 
 
 def best_section(overview: Overview) -> Section:
@@ -49,12 +52,22 @@ def _parameter_table(overview: Overview, compared: Sequence[FrozenTrial]) -> Tab
         ],
         numeric=frozenset(range(1, 1 + len(compared))),
         marked=changed,
+        sheet=_parameter_sheet(names, compared),
     )
 
 
+def _parameter_sheet(names: Sequence[str], compared: Sequence[FrozenTrial]) -> Sheet:
+    roles = dict(zip(_ROLES, compared, strict=False))
+    numbers = {role: trial.number for role, trial in roles.items()}
+    values = [
+        {"parameter": name, **{role: trial.params.get(name) for role, trial in roles.items()}}
+        for name in names
+    ]
+    return sheet_of([{"parameter": "trial", **numbers}, *values])
+
+
 def _headings(compared: Sequence[FrozenTrial]) -> list[str]:
-    roles = ("best", "baseline")
-    return [f"{role} (trial{GAP}{t.number})" for role, t in zip(roles, compared, strict=False)]
+    return [f"{role} (trial{GAP}{t.number})" for role, t in zip(_ROLES, compared, strict=False)]
 
 
 def _measured_table(overview: Overview, compared: Sequence[FrozenTrial]) -> list[Block]:
@@ -64,4 +77,5 @@ def _measured_table(overview: Overview, compared: Sequence[FrozenTrial]) -> list
     measured = [row for row in rows if any(value != MISSING for value in row[1:])]
     columns = ["measurement", *_headings(compared)]
     numeric = frozenset(range(1, len(columns)))
+    # The sheet of all trials holds these numbers.
     return [Table("Measurements", columns, measured, numeric)] if measured else []

@@ -23,6 +23,7 @@ from visweep.analysis.overview import (
 from visweep.analysis.pruning import SAMPLE, Judged, Rerun, Sample, eligible, judge_reruns
 from visweep.analysis.sections.cells import MISSING
 from visweep.analysis.sections.trials import ending
+from visweep.analysis.sheet import Value, sheet_of
 
 
 def budget_section(overview: Overview) -> Section | None:
@@ -94,6 +95,17 @@ def _table(overview: Overview, groups: dict[str, list[FrozenTrial]]) -> Table:
         columns if timed else columns[:4],
         rows if timed else [row[:4] for row in rows],
         numeric=frozenset(range(1, 6 if timed else 4)),
+        sheet=sheet_of(
+            [
+                {
+                    "ending": name,
+                    "trials": len(trials),
+                    f"{step}s": ran[name],
+                    "worker_seconds": times[name],
+                }
+                for name, trials in present.items()
+            ]
+        ),
     )
 
 
@@ -217,12 +229,32 @@ def _rerun_table(overview: Overview, judged: Judged) -> Table:
         [[f"trial {r.trial.number}", how, *_rerun_cells(overview, r)] for r, how in chosen],
         numeric=frozenset({2, 3, 4}),
         marked=frozenset(i for i, (rerun, _) in enumerate(chosen) if rerun.won),
+        sheet=sheet_of([_rerun_record(overview, rerun, how) for rerun, how in chosen]),
     )
+
+
+def _rerun_record(overview: Overview, rerun: Rerun, how: str) -> dict[str, Value]:
+    step, value = _stopped(rerun.trial)
+    return {
+        "trial": rerun.trial.number,
+        "chosen": how,
+        f"pruned_after_{overview.measure.step}": step,
+        "val_accuracy_there": value,
+        "val_accuracy_at_end": rerun.value,
+        "without_value": rerun.failed or None,
+        "rank": rerun.rank,
+        "would_have_won": rerun.won if rerun.known else None,
+    }
+
+
+def _stopped(trial: FrozenTrial) -> tuple[int, float | None]:
+    """After which epoch a trial was pruned, and what it had reached."""
+    return curve(trial)[-1] if curve(trial) else (epochs(trial), None)
 
 
 def _rerun_cells(overview: Overview, rerun: Rerun) -> list[str]:
     measure = overview.measure
-    epoch, value = curve(rerun.trial)[-1] if curve(rerun.trial) else (epochs(rerun.trial), None)
+    epoch, value = _stopped(rerun.trial)
     before = [f"{measure.step} {epoch}", MISSING if value is None else measure.text(value)]
     if rerun.value is None:
         return [*before, rerun.failed or "to come", MISSING]

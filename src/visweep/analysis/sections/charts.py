@@ -12,11 +12,12 @@ from visweep.analysis.document import Plot, PlotGrid, Section, note
 from visweep.analysis.figures.chart import Chart, NothingToDraw
 from visweep.analysis.figures.curves import learning_curves
 from visweep.analysis.figures.history import history
+from visweep.analysis.figures.marks import Singled, first_runs
 from visweep.analysis.figures.parallel import parallel_coordinates
 from visweep.analysis.figures.slices import slices
 from visweep.analysis.figures.train_curves import train_curves
 from visweep.analysis.measure import Measure
-from visweep.analysis.overview import Overview
+from visweep.analysis.overview import Overview, mapping
 
 _TWO_TRANSFORMS = (
     "Training accuracy can look lower than validation accuracy merely because it is measured "
@@ -34,13 +35,23 @@ def history_section(overview: Overview) -> Section:
 
 def curves_section(overview: Overview) -> Section:
     """The learning curves, and where it was measured training accuracy beside them."""
-    chart = partial(learning_curves, *_shown(overview), overview.baseline)
+    shown = (*_shown(overview), overview.baseline, _singled(overview))
+    chart = partial(learning_curves, *shown)
     section = _drawn("curves", "Learning curves", chart)
     try:
-        training = train_curves(*_shown(overview), overview.baseline)
+        training = train_curves(*shown)
     except NothingToDraw:
         return section
     return replace(section, blocks=[*section.blocks, Plot(training), note(_TWO_TRANSFORMS)])
+
+
+def _singled(overview: Overview) -> Singled | None:
+    """What stands out in a study of arms: a run of each baseline, if it has changes."""
+    if not overview.compares_arms:
+        return None
+    arms = mapping(overview.identity, "arms")
+    baselines = [name for name in arms if mapping(arms, name).get("against") is None]
+    return first_runs(overview.trials, baselines) if len(baselines) < len(arms) else []
 
 
 def parallel_section(overview: Overview) -> Section:

@@ -12,7 +12,8 @@ from visweep.analysis.document import Block, Paragraph, Section, Table, note
 from visweep.analysis.measure import plural
 from visweep.analysis.overview import Overview, mapping
 from visweep.analysis.sections.cells import MISSING
-from visweep.analysis.sections.settings import plain
+from visweep.analysis.sections.settings import plain, plain_table
+from visweep.analysis.sheet import Value, sheet_of
 
 _NAMES = {
     "trainer": "trainer version",
@@ -51,7 +52,7 @@ def _blocks(overview: Overview) -> Iterator[Block]:
     if same or fixed:
         caption = "The same in all trials" if differing or not records else "All trials"
         rows = [[name, value] for name, value in {**fixed, **same}.items()]
-        yield Table(caption, ["setting", "value"], rows)
+        yield plain_table(caption, ["setting", "value"], rows)
 
 
 def _of_the_study(overview: Overview) -> Iterator[tuple[str, str]]:
@@ -107,17 +108,21 @@ def _in_words(
 
 def _differences(trials: Sequence[FrozenTrial], differing: Mapping[str, Sequence[str]]) -> Table:
     rows = []
+    records: list[dict[str, Value]] = []
     for name, values in differing.items():
         numbers: dict[str, list[int]] = {}
         for trial, value in zip(trials, values, strict=True):
             numbers.setdefault(value, []).append(trial.number)
         for value, found in sorted(numbers.items(), key=lambda item: -len(item[1])):
             rows.append([name, value, f"{len(found):,}", _listed(found)])
+            which = " ".join(map(str, found))
+            records.append({"setting": name, "value": value, "trials": len(found), "which": which})
     return Table(
         "What differed among the trials",
         ["setting", "value", "trials", "which"],
         rows,
         numeric=frozenset({2}),
+        sheet=sheet_of(records),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from visweep import text
 from visweep.analysis.axes import parameter_axes
 from visweep.analysis.document import Block, Paragraph, Plot, Section, Table, note
@@ -22,6 +24,7 @@ from visweep.analysis.importance import (
 from visweep.analysis.measure import GAP, plural
 from visweep.analysis.overview import Overview
 from visweep.analysis.sections.cells import MISSING
+from visweep.analysis.sheet import sheet_of
 
 
 def importance_section(overview: Overview) -> Section:
@@ -220,7 +223,22 @@ def _table(
         headings,
         rows,
         numeric=frozenset(range(1, len(columns) + 1)),
+        sheet=sheet_of(
+            [
+                {
+                    "parameter": name,
+                    **{_column(heading): shares.get(name) for heading, shares in columns},
+                    "beyond_chance": name in found.clear,
+                }
+                for name in found.names
+            ]
+        ),
     )
+
+
+def _column(heading: str) -> str:
+    """What the share of a method is called among columns: `ped_anova_epoch_1`."""
+    return re.sub(r"\W+", "_", heading.lower())
 
 
 def _heading(when: str, *, has_end: bool, has_completed: bool) -> str:

@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from visweep import text
 from visweep.analysis.ablation import AblationTable
+from visweep.analysis.changes import over_seeds, tally
 from visweep.analysis.document import Block, Paragraph, Tile, Tiles, note
 from visweep.analysis.measure import GAP, duration, plural
 from visweep.analysis.overview import (
@@ -22,7 +23,7 @@ from visweep.analysis.overview import (
 from visweep.analysis.sections.cells import per_seed
 from visweep.analysis.sections.race import race_lead
 from visweep.analysis.sections.replicates import said_of
-from visweep.analysis.sections.verdicts import arm_tiles, table_of, tally
+from visweep.analysis.sections.verdicts import arm_tiles, table_of
 from visweep.storage.specification import TAKING_PART, TEST
 
 
@@ -70,7 +71,8 @@ def opening(overview: Overview) -> list[Block]:
     if table is not None:
         lead = race_lead(overview) or (tally(table) if table.rows else _result_of_arms(table))
         tiles = [*arm_tiles(table), _trials_tile(overview)]
-        return [Paragraph(lead, role="lead"), Tiles(tiles), Paragraph(_progress(overview)[0])]
+        reached = Paragraph(" ".join(_reached(overview)))
+        return [Paragraph(lead, role="lead"), Tiles(tiles), reached]
     paragraphs = [
         Paragraph(_result(overview), role="lead"),
         *([note(_caution(overview, overview.best))] if overview.best else []),
@@ -83,11 +85,11 @@ def _result_of_arms(table: AblationTable) -> str:
     known = {each.name: each.mean for each in table.arms if each.mean is not None}
     if not known:
         return "No configuration has a result yet."
-    seeds = plural(len(table.seeds), "seed")
+    seeds = over_seeds([len(each.values) for each in table.arms])
     best = max(known, key=lambda name: known[name])
     return (
-        f"{plural(len(table.arms), 'configuration')} over {seeds}; the highest mean is that of "
-        f"{best}, {100 * known[best]:.1f}{GAP}%."
+        f"{plural(len(table.arms), 'configuration')}{seeds}; the highest mean is that of {best}, "
+        f"{100 * known[best]:.1f}{GAP}%."
     )
 
 
@@ -163,6 +165,10 @@ def _seeds(trial: FrozenTrial | None) -> int:
 
 
 def _progress(overview: Overview) -> list[str]:
+    return [*_reached(overview), *_saving(overview)]
+
+
+def _reached(overview: Overview) -> list[str]:
     complete = len(overview.having(TrialState.COMPLETE))
     pruned = len(overview.having(TrialState.PRUNED))
     words = [
@@ -176,7 +182,7 @@ def _progress(overview: Overview) -> list[str]:
     ]
     if waiting:
         words.append(f"The study is not finished: {' and '.join(waiting)}.")
-    return [*words, *_saving(overview)]
+    return words
 
 
 def _finished(overview: Overview) -> str:

@@ -24,6 +24,7 @@ from visweep.analysis.measure import GAP, points
 from visweep.analysis.overview import Overview
 from visweep.analysis.race import Raced, read_race
 from visweep.analysis.sections.cells import MISSING
+from visweep.analysis.sheet import Value, sheet_of
 from visweep.analysis.statistics.comparison import NoResult
 from visweep.analysis.statistics.racing import Look
 from visweep.storage.specification import RACE, Specification
@@ -35,7 +36,7 @@ def race_section(overview: Overview) -> Section | None:
     raced = None if own is None else _raced(own)
     if own is None or raced is None:
         return None
-    return Section("race", "Race", list(_blocks(own, raced)))
+    return Section("race", "Race", list(_blocks(own, raced, overview.name)))
 
 
 def race_lead(overview: Overview) -> str:
@@ -51,13 +52,14 @@ def _raced(overview: Overview) -> Raced | None:
     return read_race(overview.attributes, specification, overview.trials)
 
 
-def _blocks(own: Overview, raced: Raced) -> Iterator[Block]:
+def _blocks(own: Overview, raced: Raced, name: str) -> Iterator[Block]:
     yield Paragraph(capital(words.outcome(raced)))
     if raced.chosen is not None:
         yield Tiles([_tile(number) for number in words.numbers(raced, raced.chosen)])
     if curse := words.curse(raced):
         yield Paragraph(curse)
-    elif raced.chosen is not None:
+    elif raced.chosen is not None and name in (own.name, raced.study):
+        # Of a study that was renamed, the command would begin another race.
         again = ["visweep", "race", raced.study, *own.where]
         yield Command("Look at the test images, once", shlex.join(again))
     try:
@@ -104,7 +106,26 @@ def _arms(own: Overview, raced: Raced) -> Table:
         rows,
         numeric=frozenset({1, 2, 3}),
         marked=frozenset(chosen),
+        sheet=sheet_of([_arm_record(raced, arm) for arm in raced.arms]),
     )
+
+
+def _arm_record(raced: Raced, arm: str) -> dict[str, Value]:
+    mean, test = raced.mean(arm), raced.test
+    tested = test if test is not None and test.arm == arm else None
+    return {
+        "arm": arm,
+        "trial": raced.arms[arm].trial,
+        "val_accuracy_in_search": raced.arms[arm].accuracy,
+        "val_accuracy_in_race": None if mean is None else mean.accuracy,
+        "val_accuracy_in_race_low": None if mean is None else mean.low,
+        "val_accuracy_in_race_high": None if mean is None else mean.high,
+        "seeds": len(raced.seeds_of(arm)),
+        "outcome": words.fate(raced, arm),
+        "test_accuracy": None if tested is None else tested.accuracy,
+        "test_accuracy_low": None if tested is None else tested.low,
+        "test_accuracy_high": None if tested is None else tested.high,
+    }
 
 
 def _looks(raced: Raced) -> Table:
@@ -114,7 +135,29 @@ def _looks(raced: Raced) -> Table:
         ["seeds", "left", "dropped", "against", "points", "p", "threshold"],
         rows,
         numeric=frozenset({1, 4, 5, 6}),
+        sheet=sheet_of([record for look in raced.race.looks for record in _look_records(look)]),
     )
+
+
+def _look_records(look: Look) -> Iterator[dict[str, Value]]:
+    """One, or one for each arm that left."""
+    own: dict[str, Value] = {"seeds": look.seeds, "left": len(look.survivors)}
+    nothing = dict.fromkeys(("dropped", "against", "effect_points", "p", "threshold"))
+    closest = {"nearest_p_per_threshold": look.closest}
+    for drop in look.dropped:
+        yield {
+            **own,
+            "dropped": drop.arm,
+            "against": drop.better,
+            "effect_points": drop.effect,
+            "p": drop.p,
+            "threshold": drop.threshold,
+            **closest,
+        }
+    for arm in look.withdrawn:
+        yield {**own, **nothing, "dropped": arm, **closest}
+    if not (look.dropped or look.withdrawn):
+        yield {**own, **nothing, **closest}
 
 
 def _rows(look: Look) -> Iterator[list[str]]:

@@ -12,6 +12,8 @@ from visweep import text
 from visweep.analysis.document import Block, Table
 from visweep.analysis.overview import Overview, in_state, value_of
 from visweep.analysis.sections.cells import MISSING, setting
+from visweep.analysis.sheet import Value, sheet_of
+from visweep.analysis.trial_rows import objective
 from visweep.storage.replicates import originals, seeds_of
 
 MOST_ROWS = 10
@@ -74,7 +76,29 @@ def replicates_table(overview: Overview) -> list[Block]:
         f"{shown}onfigurations that were run again, with new seeds each time: "
         f"{overview.measure.name} of the trials that completed"
     )
-    return [Table(caption, headings, rows, numeric=frozenset(range(2, len(headings))))]
+    return [
+        Table(
+            caption,
+            headings,
+            rows,
+            numeric=frozenset(range(2, len(headings))),
+            sheet=sheet_of([_record(overview, each) for each in found]),
+        )
+    ]
+
+
+def _record(overview: Overview, each: Repeated) -> dict[str, Value]:
+    name = objective(overview)
+    return {
+        "trial": each.first.number,
+        "replicates": " ".join(str(trial.number) for trial in each.replicates),
+        **{parameter: each.first.params.get(parameter) for parameter in overview.varied},
+        "completed": len(each.values),
+        f"{name}_mean": fmean(each.values) if each.values else None,
+        f"{name}_sd": stdev(each.values) if len(each.values) > 1 else None,
+        f"{name}_min": min(each.values, default=None),
+        f"{name}_max": max(each.values, default=None),
+    }
 
 
 def said_of(overview: Overview, trial: FrozenTrial) -> str:

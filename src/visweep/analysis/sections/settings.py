@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from visweep.analysis.document import Columns, Table
 from visweep.analysis.sections.cells import MISSING
+from visweep.analysis.sheet import Sheet
 
 
 def settings_tables(settings: Mapping[str, Any]) -> Columns:
@@ -21,7 +22,13 @@ def settings_tables(settings: Mapping[str, Any]) -> Columns:
 
 def _settings_table(caption: str, settings: Mapping[str, Any]) -> Table:
     rows = [[str(name), plain(value)] for name, value in settings.items()]
-    return Table(caption.replace("_", " ").capitalize(), ["setting", "value"], rows)
+    return plain_table(caption.replace("_", " ").capitalize(), ["setting", "value"], rows)
+
+
+def plain_table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of text, which is written for machines as it is."""
+    values = [[None if cell == MISSING else cell for cell in row] for row in rows]
+    return Table(caption, columns, rows, sheet=Sheet(columns, values))
 
 
 def plain(value: object) -> str:

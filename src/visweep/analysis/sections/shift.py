@@ -8,6 +8,7 @@ from visweep.analysis.document import Block, Plot, Section, Table, note
 from visweep.analysis.figures.shift import shift_chart
 from visweep.analysis.overview import Overview
 from visweep.analysis.sections.cells import MISSING
+from visweep.analysis.sheet import Value, sheet_of
 from visweep.analysis.shifted import HOW_EQUIVARIANT, Shifted, read_shifted
 
 
@@ -30,7 +31,20 @@ def _pooled(found: Sequence[Shifted]) -> Table:
         ["model", *map(str, distances)],
         [[model.name, *_errors(model, distances)] for model in found],
         numeric=frozenset(range(1, 1 + len(distances))),
+        sheet=sheet_of([record for model in found for record in _records(model)]),
     )
+
+
+def _records(model: Shifted) -> Iterator[dict[str, Value]]:
+    measured = zip(model.pixels, model.accuracy, model.invariance, strict=True)
+    for distance, accuracy, error in measured:
+        yield {
+            "model": model.name,
+            "trial": model.trial,
+            "shift_pixels": distance,
+            "val_accuracy": accuracy,
+            "error_after_pooling": error,
+        }
 
 
 def _errors(model: Shifted, distances: Sequence[int]) -> Iterator[str]:
@@ -56,4 +70,18 @@ def _layers(found: Sequence[Shifted]) -> Table:
         ["model", "layer", "stride in pixels", "shifted by its stride", "shifted by 8 pixels"],
         rows,
         numeric=frozenset(range(2, 5)),
+        sheet=sheet_of(
+            [
+                {
+                    "model": model.name,
+                    "trial": model.trial,
+                    "layer": layer.name,
+                    "stride_pixels": layer.stride,
+                    "error_shifted_by_stride": layer.error,
+                    "error_shifted_by_8_pixels": layer.far_error,
+                }
+                for model in found
+                for layer in model.layers
+            ]
+        ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from visweep.analysis.document import Block, Folded, Section, Table, note
 from visweep.analysis.overview import Overview, mapping
 from visweep.analysis.sections.cells import MISSING
 from visweep.analysis.sections.settings import plain, settings_tables
+from visweep.analysis.sheet import Value, sheet_of
 from visweep.config import completed
 
 
@@ -41,7 +43,22 @@ def _space_table(overview: Overview) -> list[Block]:
     if not space:
         return [note("No parameters are known.")]
     rows = [[name, *_distribution_cells(distribution)] for name, distribution in space.items()]
-    return [Table("The space that was searched", ["parameter", "kind", "values"], rows)]
+    sheet = sheet_of([_record(name, distribution) for name, distribution in space.items()])
+    columns = ["parameter", "kind", "values"]
+    caption = "What was compared" if overview.compares_arms else "The space that was searched"
+    return [Table(caption, columns, rows, sheet=sheet)]
+
+
+def _record(name: str, distribution: object) -> dict[str, Value]:
+    kind, values = _distribution_cells(distribution)
+    found: dict[str, Value] = dict.fromkeys(("low", "high", "step", "log", "choices"))
+    if isinstance(distribution, CategoricalDistribution):
+        found["choices"] = json.dumps(distribution.choices)
+    elif isinstance(distribution, IntDistribution | FloatDistribution):
+        found |= {name: getattr(distribution, name) for name in ("low", "high", "step", "log")}
+    else:
+        kind, found["choices"] = "", values
+    return {"parameter": name, "kind": kind or None, **found}
 
 
 def _space(overview: Overview) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from visweep.analysis.document import Block, Section, Table, note
 from visweep.analysis.overview import STATE_WORDS, Overview, epochs, ranked
 from visweep.analysis.sections.cells import MISSING, measurements, setting
 from visweep.analysis.sections.replicates import remark, replicates_table
+from visweep.analysis.sheet import Sheet
 from visweep.storage.replicates import originals
 
 TOP_TRIALS = 10
@@ -48,8 +49,13 @@ def _top_table(overview: Overview) -> list[Block]:
     ]
     headings = ["rank", *(heading for heading, _ in columns)]
     caption = f"The best {len(best)} of the completed trials, by {overview.measure.name}"
-    numeric = frozenset(range(1, len(headings)))
+    words = {name for name in overview.varied if any(_is_text(t.params.get(name)) for t in best)}
+    numeric = frozenset(i for i, heading in enumerate(headings) if i and heading not in words)
     return [Table(caption, headings, rows, numeric, marked=frozenset({0}))]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _endings_table(overview: Overview) -> Table:
@@ -59,6 +65,7 @@ def _endings_table(overview: Overview) -> Table:
         ["ending", "trials"],
         [[name, f"{count:,}"] for name, count in counted.most_common()],
         numeric=frozenset({1}),
+        sheet=Sheet(["ending", "trials"], counted.most_common()),
     )
 
 

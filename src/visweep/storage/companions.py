@@ -1,0 +1,53 @@
+"""Studies that were made of another one, found by what they say of themselves, not by their names.
+
+A copy of a study keeps its `STUDY_ID`, whatever it is called and wherever it is moved, and what
+was made of it keeps that id under `OF`. So they find each other again wherever both were copied
+to. Where the study that one was made of is there under its old name, it belongs to that one alone:
+a copy beside it may have gone its own way, and its trial 40 be another. In another storage a copy
+that went on by itself cannot be told from a mere copy. What was made of a study without an id is
+tied to its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+
+from visweep.storage.specification import OF, STUDY_ID
+
+
+def companions(study: optuna.Study) -> dict[str, list[str]]:
+    """Names of the studies in its storage that were made of a study, by kind.
+
+    Of each kind that one stands first which was made under the study's present name and has the
+    name that commands give it, as far as there is one, and else the newest.
+    """
+    name, identifier = study.study_name, study.user_attrs.get(STUDY_ID)
+    there = study._storage.get_all_studies()
+    copies = {s.study_name for s in there if s.user_attrs.get(STUDY_ID) == identifier} - {name}
+    found: dict[str, list[tuple[bool, bool, int, str]]] = {}
+    for other in there:
+        of = other.user_attrs.get(OF)
+        if isinstance(of, Mapping) and _is_of(of, name, identifier, copies):
+            kind = str(of.get("kind"))
+            rank = (of.get("study") == name, other.study_name == f"{name}-{kind}")
+            found.setdefault(kind, []).append((*rank, other._study_id, other.study_name))
+    return {
+        kind: [ranked[-1] for ranked in sorted(others, reverse=True)]
+        for kind, others in found.items()
+    }
+
+
+def _is_of(of: Mapping[str, Any], name: str, identifier: object, copies: set[str]) -> bool:
+    """Whether a study that says this was made of the one with this name and id.
+
+    Args:
+        of: what it says.
+        name, identifier: of the one in question.
+        copies: names of others with the same id.
+    """
+    if of.get("id") != identifier:
+        return False
+    return of.get("study") == name or (identifier is not None and of.get("study") not in copies)
