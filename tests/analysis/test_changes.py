@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from arms_studies import arms_of_report, run_of, runs_of_report, specification_of
-from visweep.analysis.changes import HEADINGS, cells, lines, over_seeds, tally
+from visweep.analysis.changes import cells, headings, lines, over_seeds, tally
 from visweep.analysis.comma_separated import to_csv
 from visweep.analysis.contents import sheets
 from visweep.analysis.document import Table
@@ -68,10 +68,10 @@ def test_page_markdown_and_terminal_say_the_same(
     assert table is not None
     terminal, markdown = printed(study, 200), to_markdown(document(study))
     page = table_in(study)
-    assert list(page.columns) == list(HEADINGS.values())
+    assert list(page.columns) == list(headings(table).values())
     assert len(page.rows) == len(lines(table)) == 8
     for line, row in zip(lines(table), page.rows, strict=True):
-        assert list(row) == cells(line, tuple(HEADINGS))
+        assert list(row) == cells(line, tuple(headings(table)))
         for cell in row[1:]:
             assert escaped(cell) in markdown
         shown = [row[i] for i in (1, 2, 4, 5, 6, 7)]
@@ -92,7 +92,7 @@ def test_a_table_under_way_tells_the_pairs_of_each_row(partly: optuna.Study) -> 
     pairs = {change: row[4] for change, row in by_change.items() if change != "baseline"}
     # One of the runs with dropout diverged.
     assert list(pairs.values()) == ["0", "1", "2", "2", "4", "5"]
-    assert by_change["block basic → late_relu"][5:] == ["–", "–", "not enough runs"]
+    assert by_change["block basic → late_relu"][5:] == ["–", "–", "not enough runs", "–"]
     opening = repr(document(partly).opening).replace("\\xa0", " ")
     assert "6 changes over 0 to 5 seeds each: " in opening
     assert "over 5 seeds" not in opening

@@ -257,7 +257,7 @@ def test_a_row_that_scatters_alone_is_named_and_decides_no_number(new_study: New
         for name in arms
     ]
     study = new_study("one-scatters", runs, specification=specification_of(arms))
-    told = {row[1]: row[6] for row in table_in(study).rows if row[1] != "baseline"}
+    told = {row[1]: row[8] for row in table_in(study).rows if row[1] != "baseline"}
     wide = int(told.pop("block pre_norm → post_norm"))
     others = sorted(map(int, told.values()))
     assert wide > 20 * others[-1]
