@@ -192,7 +192,8 @@ class TestAmounts:
             held(vit.replace(drop=drop, attn_drop=attn_drop), train)["dropped"]
             for drop, attn_drop in ((0.0, 0.0), (0.0, 0.1), (0.1, 0.1))
         )
-        assert 0 < none < attention < both
+        # A mask is made piece by piece.
+        assert 0 < none == attention < both
         for moment in memory_amounts(convnet, train, "float32", "cuda"):
             assert moment["dropped"] == 0
 

@@ -9,8 +9,9 @@ hand. Nothing here imports torch.
 On the CPU a run takes up to twice what its tensors do. The C library often does not fit a tensor
 into the place of one of its size that is gone: an aligned piece wants some bytes more, and those
 beside it may serve small objects by then. So what a step makes and drops again is counted, too.
-What is estimated is what a process of `visweep.search.processes` takes, as workers are; one that
-trains in the command's own process takes up to half as much again, see there.
+What is estimated is what a process of `visweep.search.processes` takes, as workers are, in small
+pages; those of 2 MiB add what the last ones have to spare. One that trains in the command's own
+process takes up to half as much again, see there.
 """
 
 from __future__ import annotations
@@ -292,11 +293,10 @@ def _stored_by_vit(model: ViTConfig, narrow: bool) -> _Stored:
     masks = 0
     if model.drop:
         masks += tokens * (2 * width + hidden)
-        # The bytes of the masks, and what the shortcut was added to.
-        passing += tokens * (2 * width + hidden)
+        # What the shortcut was added to.
+        passing += tokens * 2 * width
     if model.attn_drop:
         masks += 2 * scores
-        passing += scores
     outside = 3 * tokens * width
     widest = max(tokens * hidden, 3 * tokens * width, scores)
     step = _Step(
