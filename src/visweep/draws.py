@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from visweep.masks import Bytes, drawn_mask
+from visweep.masks import Bytes, drawn_mask, in_pieces
 
 
 def key(*parts: int | str) -> int:
@@ -167,13 +169,18 @@ class Draws:
         On the CPU each element costs one random byte; see `visweep.masks`. On a GPU it costs two,
         which split at the nearest multiple of 1/65536.
         """
-        count = self._whole(prod(shape))
         if not self._by_place:
-            drawn = self._of_part(self._halfwords(count, rates, place))
+            drawn = self._of_part(self._halfwords(self._whole(prod(shape)), rates, place))
             least, factors = _columns(tuple(rates), dtype, self.device)
             return torch.ge(drawn, least).to(dtype).mul_(factors).view(len(self), *shape)
-        mask = drawn_mask(self._bytes(place), rates, count, dtype)
-        return self._of_part(mask).view(len(self), *shape)
+        draw = in_pieces if self._part is None else self._bytes_of_part
+        mask = drawn_mask(self._bytes(place), rates, prod(shape), dtype, draw)
+        return mask.view(len(self), *shape)
+
+    def _bytes_of_part(self, stream: Bytes, count: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """A part is there for want of memory: of the whole batch only its bytes are made."""
+        drawn = torch.from_numpy(stream.draw(self._whole(count)))[None]
+        yield self._of_part(drawn)[0].numpy()
 
     def _bytes(self, place: str) -> Iterator[tuple[Bytes, list[int]]]:
         """Where the random bytes of a place come from, and for which replicas."""

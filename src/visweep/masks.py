@@ -7,7 +7,7 @@ processor's nearest caches, and only the mask itself is written to memory.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -58,16 +58,27 @@ _ONE = (1).to_bytes(8, "little")
 """Where SFC64 begins to count."""
 
 
+Draw = Callable[[Bytes, int], Iterator[npt.NDArray[np.uint8]]]
+"""Draws the bytes of a row of so many elements, in pieces."""
+
+
+def in_pieces(stream: Bytes, count: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Bytes one after the other."""
+    for first in range(0, count, PIECE):
+        yield stream.draw(min(PIECE, count - first))
+
+
 def drawn_mask(
     streams: Iterable[tuple[Bytes, Sequence[int]]],
     rates: Sequence[float],
     count: int,
     dtype: torch.dtype,
+    draw: Draw = in_pieces,
 ) -> Tensor:
     """Inverted-dropout factors, 0 or 1/(1 - rate), a row for every rate.
 
     Each element costs a byte. A byte can only split at a multiple of 1/256, so the split is itself
-    drawn, once for each row, between the two nearest ones: over masks every element is dropped
+    drawn, once for each stream, between the two nearest ones: over masks every element is dropped
     with exactly the rate asked for.
 
     Args:
@@ -76,6 +87,7 @@ def drawn_mask(
         rates: in [0, 1).
         count: elements of a row.
         dtype: a floating one.
+        draw: draws the bytes of a row.
 
     Returns:
         (rows, count) of `dtype`.
@@ -84,11 +96,12 @@ def drawn_mask(
     for stream, rows in streams:
         nudge = stream.fraction()
         splits = [(r, int(rates[r] * 256.0 + nudge), _factor(rates[r], dtype)) for r in rows]
-        for first in range(0, count, PIECE):
-            piece = mask[:, first : first + PIECE]
-            drawn = stream.draw(piece.shape[1])
+        first = 0
+        for drawn in draw(stream, count):
+            last = first + len(drawn)
             for row, split, factor in splits:
-                np.multiply(drawn >= split, factor, out=piece[row])
+                np.multiply(drawn >= split, factor, out=mask[row, first:last])
+            first = last
     return torch.from_numpy(mask).view(dtype)
 
 

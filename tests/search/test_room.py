@@ -65,19 +65,26 @@ def test_fewer_workers_where_not_all_have_room(free: int, pack: int, fitting: in
 
 
 def test_each_has_its_share_beside_what_its_process_takes() -> None:
-    found = room_of_each(4, expected(), 8 * GIB)
+    told = Told()
+    found = room_of_each(4, expected(), 8 * GIB, told)
     assert found is not None
     assert found.bytes == 2 * GIB - 2**28
     assert found.calibration == expected().calibration
-    crowded = room_of_each(4, expected(), GIB // 2)
-    assert crowded is not None
-    assert crowded.bytes == 0
+    assert told.notes == []
+    alone = room_of_each(None, expected(), GIB, told)
+    assert alone is not None
+    assert alone.bytes == GIB / 1.5
+    assert told.notes == [
+        "models that are estimated to take more than 683 MiB train in micro-batches: each worker "
+        "has no more memory"
+    ]
+    assert room_of_each(4, expected(), GIB // 2, told) is None
 
 
 def test_where_nothing_is_known_all_begin() -> None:
     told = Told()
-    assert room_of_each(4, None, GIB) is None
-    assert room_of_each(4, expected(), None) is None
+    assert room_of_each(4, None, GIB, told) is None
+    assert room_of_each(4, expected(), None, told) is None
     assert workers_with_room(4, 1, None, GIB, told) == 4
     assert workers_with_room(4, 1, expected(), None, told) == 4
     assert told.notes == []

@@ -16,7 +16,6 @@ from visweep.config import TrainConfig, ViTConfig
 from visweep.storage import rows
 from visweep.storage.artifacts import Checkpoints, folder_name
 from visweep.storage.backup import file_url, frozen_copy
-from visweep.storage.engine import artifact_folder
 from visweep.storage.folder import Folder
 from visweep.storage.merge import Merged, merge
 from visweep.storage.pack import pack, unpack
@@ -24,6 +23,7 @@ from visweep.storage.replicates import REPLICATE, SEEDS
 from visweep.storage.rows import StudyRows
 from visweep.storage.specification import BUDGET, SPECIFICATION, Arm
 from visweep.storage.unite import essence, unite
+from visweep.storage.whereabouts import artifact_folder
 
 NAME = "night-run"
 EPOCHS = 4

@@ -15,7 +15,7 @@ from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
 from visweep.search.making import TrainerMaker
 from visweep.training import rounds as rounds_module
-from visweep.training.estimate import Calibration, peak_memory
+from visweep.training.estimate import Calibration, peak_memory, step_memory
 from visweep.training.fit import fit
 from visweep.training.passes import Member, Pass
 from visweep.training.results import FitResult
@@ -28,7 +28,13 @@ CALIBRATION = Calibration(
     precision="float32",
     step={},
     evaluation={},
-    memory={"process": 1e4, "parameters": 4.0, "stored": 1.0},
+    memory={
+        "process": 1e4,
+        "parameters": 4.0,
+        "stored": 1.0,
+        "evaluated": 1.0,
+        "written": 1.0,
+    },
 )
 
 
@@ -55,7 +61,7 @@ def test_the_largest_part_of_a_batch_that_fits(
     train = TrainConfig(batch_size=batch, seeds=tuple(range(replicas)))
 
     def taken(size: int) -> float:
-        return peak_memory(model, train.replace(batch_size=size), CALIBRATION)
+        return step_memory(model, train.replace(batch_size=size), CALIBRATION)
 
     room = Room(share * taken(batch), CALIBRATION)
     size = room.micro_batch(model, train)
@@ -83,7 +89,7 @@ def test_a_run_that_does_not_fit_takes_its_batches_in_parts(
 ) -> None:
     model: ViTConfig | ConvNetConfig = request.getfixturevalue(kind)
     exact = train.replace(precision="float64", batch_size=40)
-    some = peak_memory(model, exact.replace(batch_size=20), CALIBRATION)
+    some = step_memory(model, exact.replace(batch_size=20), CALIBRATION)
     divided = fit(model, exact, data, room=Room(some, CALIBRATION))
     whole = fit(model, exact, data, room=Room(1e12, CALIBRATION))
     # A ConvNet's parts are of whole ghost batches, of which 40 images are one.
@@ -123,7 +129,7 @@ def test_runs_that_do_not_fit_together_train_in_several_passes(
 def test_a_workers_trainer_keeps_to_its_room(
     vit: ViTConfig, train: TrainConfig, quadrants: Dataset, tmp_path: Path
 ) -> None:
-    room = Room(peak_memory(vit, train.replace(batch_size=4), CALIBRATION), CALIBRATION)
+    room = Room(step_memory(vit, train.replace(batch_size=4), CALIBRATION), CALIBRATION)
     maker = TrainerMaker(images=quadrants, margin=1, device="cpu", threads=1, room=room)
     result = maker().fit(
         vit, train, on_epoch=lambda epoch: False, checkpoint=tmp_path / "checkpoint"

@@ -22,7 +22,7 @@ from visweep.search.summary import finished
 from visweep.search.threads import THREADS
 from visweep.storage.artifacts import Checkpoints
 from visweep.storage.companions import companions
-from visweep.storage.specification import ARM, TEST, Specification
+from visweep.storage.specification import ARM, TEST, Arm, Specification
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Chosen:
     @property
     def arm(self) -> str:
         """What a race calls its configuration."""
-        return str(self.trial.params.get(ARM, f"trial {self.trial.number}"))
+        return _raced_as(self.trial)
 
 
 def choose(wanted: Wanted) -> Chosen:
@@ -98,17 +98,33 @@ def choose(wanted: Wanted) -> Chosen:
             checkpoint=checkpoint,
             threads=study.user_attrs.get(THREADS),
             ranked=tuple(finished(trials)),
-            tested=_tested(study),
+            tested=_tested(study, trials),
         )
 
 
-def _tested(study: optuna.Study) -> Mapping[str, Any]:
+def _tested(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Mapping[str, Any]:
     """By the race that the study is, or by the one that was made of it."""
-    attributes = study.user_attrs
     races = companions(study).get("race", [])
-    if TEST not in attributes and races:
-        attributes = optuna.load_study(study_name=races[0], storage=study._storage).user_attrs
-    return dict(attributes.get(TEST, {}))
+    if TEST in study.user_attrs or not races:
+        return dict(study.user_attrs.get(TEST, {}))
+    race = optuna.load_study(study_name=races[0], storage=study._storage)
+    tested: dict[str, Any] = race.user_attrs.get(TEST, {})
+    if not tested:
+        return {}
+    # It may be of a copy that went on otherwise, where the number is another trial's.
+    winner = specification_of(race).arms[tested["arm"]]
+    named = [t for t in trials if _raced_as(t) == tested["arm"] and t.params]
+    alike = [t for t in named if not _configured(study, t).differences(winner)]
+    return tested if alike else {}
+
+
+def _raced_as(trial: FrozenTrial) -> str:
+    return str(trial.params.get(ARM, f"trial {trial.number}"))
+
+
+def _configured(study: optuna.Study, trial: FrozenTrial) -> Arm:
+    model, train = trained_as(specification_of(study), trial)
+    return Arm(model=model, train=train)
 
 
 def _trial(wanted: Wanted, trials: Sequence[FrozenTrial]) -> FrozenTrial:

@@ -273,13 +273,13 @@ def _workers(
         device=means.device,
         threads=pinned_threads(opened, wanted, means.device),
     )
-    if means.device == "cpu":
-        count = wanted if several else 1
-        room = room_of_each(count, _expected(opened, means), free_memory())
-        maker = replace(maker, room=room)
     images = None
     if several and wanted > 1:
         images = _shared_images(stack, means, maker.margin, view)
+    if means.device == "cpu":
+        expected, free = _expected(opened, means), free_memory()
+        room = room_of_each(None if images is None else wanted, expected, free, view)
+        maker = replace(maker, room=room)
     if images is None:
         trainer = maker()
         return lambda: make_worker(opened, trainer, view, interrupt, means.pack).run()

@@ -144,14 +144,24 @@ class Crew:
         """
         with storage_errors(self.opened.storage):
             self.watcher.opened(self.opened.name, self.opened.progress())
-            self._members = [m for m in self._members if not m.pipe.closed]
+            self._forget_the_dead()
             self._call(min(self.count, -(-self.opened.slots.unfinished() // self.job.pack)))
             self._follow()
             self._conclude()
 
+    def _forget_the_dead(self) -> None:
+        for member in self._members:
+            if member.rests and not member.process.is_alive():
+                how = _signal_name(-(member.process.exitcode or 0))
+                self.watcher.note(
+                    f"worker {member.process.pid} was ended by {how} while it rested"
+                )
+                member.pipe.close()
+        self._members = [m for m in self._members if not m.pipe.closed]
+
     def _call(self, number: int) -> None:
         """Put so many to work: those that rest, and others where they are not enough."""
-        resting = [m for m in self._members if m.rests and m.process.is_alive()][:number]
+        resting = [m for m in self._members if m.rests][: max(0, number)]
         for member in resting:
             member.tell(_GO_ON)
         for _ in range(number - len(resting)):
@@ -211,7 +221,7 @@ class Crew:
     def _fill_up(self) -> None:
         """The trial that needed the device for itself has ended: others may fit again, if not as
         many as before."""
-        self.count //= 2
+        self.count = max(1, self.count // 2)
         if not self.interrupt.reason:
             self._call(min(self.count, self.opened.slots.unfinished()) - 1)
 
@@ -225,6 +235,9 @@ class Crew:
             return None
         if not self.opened.slots.unfinished():
             return None
+        if member.made_room:
+            # Those that rest hold memory that it needs.
+            self._dismiss()
         try:
             job = replace(self.job, others_beside=self.job.others_beside and not member.made_room)
             another = _start(context_with_torch(), job)

@@ -100,7 +100,7 @@ class Mps:
             self._end()
             self._tell(f"workers take turns on the GPU, since CUDA MPS is of no use here: {e}")
             return None
-        self._tell("CUDA MPS was started for these workers: they use the GPU at the same time")
+        self._tell("CUDA MPS was started: workers that share the GPU use it at the same time")
         return self._daemon.environment
 
     def _end(self) -> None:

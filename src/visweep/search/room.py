@@ -17,6 +17,8 @@ _MEMINFO = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")
 _WORKER = 2**28
 """Bytes that a worker takes besides its trial: what it does not share with the others."""
+_OWN_PROCESS = 1.5
+"""Times as much as estimated is taken by a trial that is trained in the command's own process."""
 
 
 def free_memory() -> int | None:
@@ -47,11 +49,29 @@ def _of_the_group() -> int | None:
         return None
 
 
-def room_of_each(workers: int, expected: Expectation | None, free: int | None) -> Room | None:
-    """What each of so many workers has for a pass; None where that is not known."""
+def room_of_each(
+    workers: int | None, expected: Expectation | None, free: int | None, view: Watcher
+) -> Room | None:
+    """What each worker has for a pass; None where that is not known, or nothing.
+
+    Args:
+        workers: processes of their own; None for a single one in the command's process.
+        expected: of the trials; None where it is not known what they take.
+        free: bytes; None where it is not known.
+        view: is told where batches will be divided.
+    """
     if expected is None or free is None:
         return None
-    return Room(max(0.0, free / workers - _WORKER), expected.calibration)
+    # See `visweep.training.estimate` on what the command's own process takes more.
+    bytes_ = free / _OWN_PROCESS if workers is None else free / workers - _WORKER
+    if bytes_ <= 0:
+        return None
+    if expected.most_memory > bytes_:
+        view.note(
+            f"models that are estimated to take more than {text.memory(bytes_)} train in "
+            "micro-batches: each worker has no more memory"
+        )
+    return Room(bytes_, expected.calibration)
 
 
 def workers_with_room(

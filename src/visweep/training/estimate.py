@@ -117,6 +117,12 @@ def peak_memory(model: ModelConfig, train: TrainConfig, calibration: Calibration
     return max(priced(held, calibration.memory) for held in moments)
 
 
+def step_memory(model: ModelConfig, train: TrainConfig, calibration: Calibration) -> float:
+    """Bytes at most in a training step; an evaluation or a checkpoint may take more."""
+    *steps, _, _ = memory_amounts(model, train, calibration.precision, calibration.device)
+    return max(priced(held, calibration.memory) for held in steps)
+
+
 def seconds_per_epoch(
     model: ModelConfig, train: TrainConfig, images: Images, calibration: Calibration
 ) -> float:

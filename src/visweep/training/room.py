@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from visweep.config import ModelConfig, TrainConfig
-from visweep.training.estimate import Calibration, peak_memory
+from visweep.training.estimate import Calibration, peak_memory, step_memory
 
 Configuration = tuple[ModelConfig, TrainConfig]
 
@@ -38,14 +38,17 @@ class Room:
         return max(1, count)
 
     def micro_batch(self, model: ModelConfig, train: TrainConfig) -> int:
-        """Images in the largest part of a batch that fits, halved from the whole; at least one."""
+        """Images in the largest part of a batch that fits, halved from the whole; at least one.
+
+        What an evaluation takes, no division makes less.
+        """
         size = train.batch_size
         while size > 1 and self._taken_by(model, train, size) > self.bytes:
             size = -(-size // 2)
         return size
 
     def _taken_by(self, model: ModelConfig, train: TrainConfig, images: int) -> float:
-        return peak_memory(model, train.replace(batch_size=images), self.calibration)
+        return step_memory(model, train.replace(batch_size=images), self.calibration)
 
     @property
     def _of_any_run(self) -> float:
