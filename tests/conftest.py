@@ -59,6 +59,21 @@ if __name__ == "__main__":
 '''
 
 
+_IN_MEMORY = Path("/dev/shm")
+_ROOM = 4 * 2**30
+"""Bytes that files of tests may take, which they come nowhere near."""
+
+
+def pytest_configure() -> None:
+    """Files lie in memory where there is room: what is stored is synchronised again and again, and
+    a disk takes longer for it than most tests for all else."""
+    if _IN_MEMORY.is_dir() and os.access(_IN_MEMORY, os.W_OK):
+        found = os.statvfs(_IN_MEMORY)
+        runs_programs = not found.f_flag & os.ST_NOEXEC
+        if runs_programs and found.f_bavail * found.f_frsize >= _ROOM:
+            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))
+
+
 @dataclass
 class Process:
     """A command that was started.
@@ -209,6 +224,24 @@ def _quiet() -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     yield
     optuna.logging.set_verbosity(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _migrations_are_loaded_once() -> Iterator[None]:
+    """Optuna loads the scripts of all its migrations anew for each storage that is opened, which
+    takes longer than what most tests do with it."""
+    manager = optuna.storages._rdb.storage._VersionManager
+    load = manager._create_alembic_script
+    loaded: list[Any] = []
+
+    def once(self: Any) -> Any:
+        if not loaded:
+            loaded.append(load(self))
+        return loaded[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manager, "_create_alembic_script", once)
+        yield
 
 
 @pytest.fixture

@@ -30,13 +30,13 @@ def start() -> None:
         sys.exit("An instance of this daemon\nis not permitted here")
     if WRONG == "dies":
         return
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    server.bind(str(CONTROL))
-    server.listen()
     if os.fork():
         os._exit(0)
     os.setsid()
     note("daemon")
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server.bind(str(CONTROL))
+    server.listen()
     while True:
         client, _ = server.accept()
         with client:
