@@ -40,9 +40,19 @@ class Run:
         """Every epoch that was trained, as trial and epoch."""
         return [(n, e) for n, _, e in self._lines()]
 
+    def is_under_way(self, workers: int) -> bool:
+        """Whether so many have trained; the first ones may be done before the last one begins."""
+        trained = self._words()
+        pids = {pid for *_, pid in trained}
+        started = len(pids) == workers or len(trained) == self.trials * self.epochs
+        return started and len(trained) >= 2 * workers
+
     def _lines(self) -> list[tuple[int, int, int]]:
+        return [(int(n), int(g), int(e)) for n, g, e, _ in self._words()]
+
+    def _words(self) -> list[list[str]]:
         lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return [(int(n), int(g), int(e)) for n, g, e, _ in map(str.split, lines)]
+        return [line.split() for line in lines]
 
     def assert_complete(self) -> None:
         """At the end everything is there, and nothing is there twice; waits for it."""
@@ -84,7 +94,7 @@ def start(launcher: Any, tmp_path: Path, wait_for: Any) -> Callable[..., Run]:
                     VISWEEP_STORAGE=through or url,
                 )
             )  # fmt: skip
-        wait_for(lambda: len(run.trained()) >= 2 * workers, about=run.processes[0])
+        wait_for(lambda: run.is_under_way(workers), about=run.processes[0])
         return run
 
     return start_them

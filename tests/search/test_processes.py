@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+SETTINGS = ("tcache_count=0", "mxfast=0", "hugetlb=1")
 CHILD = """
 import ctypes, json, os
 from visweep.search.processes import context_with_torch
@@ -66,7 +67,7 @@ def test_the_c_library_keeps_no_small_pieces_there(started: Any) -> None:
     found = started(None)
     assert found["own"] is None
     settings, kept = found["child"]
-    assert settings == "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+    assert settings == ":".join(f"glibc.malloc.{each}" for each in SETTINGS)
     # A few bytes for what ctypes itself needs meanwhile; a cache would keep seven pieces.
     assert kept[0] < 4 * 112
     assert kept[1] == 0
@@ -78,5 +79,5 @@ def test_what_the_user_has_set_stays(started: Any) -> None:
     found = started(given)
     assert found["own"] == given
     settings, kept = found["child"]
-    assert settings == f"{given}:glibc.malloc.mxfast=0"
+    assert settings == f"{given}:glibc.malloc.mxfast=0:glibc.malloc.hugetlb=1"
     assert kept[0] > 4 * 112

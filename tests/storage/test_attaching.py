@@ -127,7 +127,7 @@ def test_a_locked_database_leaves_what_was(
     one: Any, place: Place, monkeypatch: pytest.MonkeyPatch, open_url: Callable[[str], Storage]
 ) -> None:
     put(one, place, BEFORE)
-    monkeypatch.setattr("visweep.storage.engine.LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr("visweep.storage.transactions.LOCK_TIMEOUT", 0.2)
     impatient = open_url(one.url)
     other = sqlite3.connect(one.url.removeprefix("sqlite:///"), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
