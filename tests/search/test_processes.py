@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+CACHED = 7 * sum(size + 8 for size in range(104, 1000, 16))
 SETTINGS = ("tcache_count=0", "mxfast=0", "hugetlb=1")
 CHILD = """
 import ctypes, json, os
@@ -24,12 +25,14 @@ def answer(pipe):
     libc = ctypes.CDLL(None)
     libc.mallinfo2.restype = Heap
     libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    pieces = [libc.malloc(100) for _ in range(1000)]
+    sizes = [size for size in range(104, 1000, 16) for _ in range(20)]
+    pieces = [libc.malloc(size) for size in sizes]
     before = libc.mallinfo2()
     for piece in pieces:
         libc.free(piece)
     after = libc.mallinfo2()
-    kept = after.uordblks - before.uordblks + 112 * len(pieces), after.fsmblks - before.fsmblks
+    taken = sum(size + 8 for size in sizes)
+    kept = after.uordblks - before.uordblks + taken, after.fsmblks - before.fsmblks
     pipe.send((os.environ["GLIBC_TUNABLES"], kept))
 
 def main():
@@ -68,8 +71,8 @@ def test_the_c_library_keeps_no_small_pieces_there(started: Any) -> None:
     assert found["own"] is None
     settings, kept = found["child"]
     assert settings == ":".join(f"glibc.malloc.{each}" for each in SETTINGS)
-    # A few bytes for what ctypes itself needs meanwhile; a cache would keep seven pieces.
-    assert kept[0] < 4 * 112
+    # Some for what ctypes itself needs meanwhile; a cache would keep seven pieces of each size.
+    assert kept[0] < CACHED / 10
     assert kept[1] == 0
 
 
@@ -80,4 +83,4 @@ def test_what_the_user_has_set_stays(started: Any) -> None:
     assert found["own"] == given
     settings, kept = found["child"]
     assert settings == f"{given}:glibc.malloc.mxfast=0:glibc.malloc.hugetlb=1"
-    assert kept[0] > 4 * 112
+    assert kept[0] > CACHED / 2
