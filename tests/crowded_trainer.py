@@ -10,6 +10,7 @@ from typing import Any
 from visweep.config import TrainConfig
 from visweep.errors import Crowded
 from visweep.sealed import write_sealed
+from visweep.search.crew import Job
 from visweep.search.mps import PIPES
 from visweep.search.worker import Trainer
 from visweep.training.results import EpochResult, FitResult
@@ -33,6 +34,18 @@ class CrowdedTrainer(Trainer):
             on_epoch(result)
         nothing: Any = None
         return FitResult(history, "completed", (0.5,), 1, 1, nothing)
+
+
+def crowded_job(file: Path, **changes: Any) -> Job:
+    """That of the study `study` in a file, for workers with this trainer."""
+    fields: dict[str, Any] = {
+        "storage": f"sqlite:///{file}",
+        "study": "study",
+        "data_dir": None,
+        "artifacts": None,
+        "make_trainer": CrowdedTrainer,
+    }
+    return Job(**{**fields, **changes})
 
 
 def served_trainer() -> Trainer:

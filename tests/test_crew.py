@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 import pytest
 
+from processes import is_alive
 from visweep.search.crew import MOST_KILLS
 
 NAME = "tiny-cluttered-digits-tiny"
@@ -65,14 +66,6 @@ class Search:
 @pytest.fixture
 def search(launcher: Any, tiny_search: Path, tmp_path: Path) -> Callable[..., Search]:
     return lambda *options: Search(launcher, tiny_search, tmp_path / "studies.db", options)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def require_whole(trials: list[optuna.trial.FrozenTrial], count: int) -> None:

@@ -19,6 +19,7 @@ from visweep.analysis.overview import COMPANIONS, read
 from visweep.analysis.report import document
 from visweep.cli.ablate import Wanted as Ablated
 from visweep.cli.ablate import ablate
+from visweep.cli.choosing import _tested
 from visweep.cli.join import Local
 from visweep.cli.pruned import Wanted as Pruned
 from visweep.cli.pruned import pruned
@@ -34,7 +35,7 @@ from visweep.storage.engine import Storage
 from visweep.storage.merge import merge
 from visweep.storage.opening import open_storage
 from visweep.storage.pack import pack, unpack
-from visweep.storage.specification import OF, STUDY_ID, Specification, made_of
+from visweep.storage.specification import OF, STUDY_ID, TEST, Arm, Specification, made_of
 from visweep.storage.tables import studies, study_attributes, study_system_attributes
 
 SPACE = {"depth": CategoricalDistribution([2, 4])}
@@ -102,6 +103,26 @@ def test_a_report_shows_what_was_made_of_this_study(storage: Storage) -> None:
     again = search(storage)
     assert read(again).companions == {}
     assert made_of_it(again) == []
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_a_test_number_is_told_only_of_the_configuration_that_was_raced(
+    storage: Storage, depth: int
+) -> None:
+    """A copy that went on by itself elsewhere may have another trial under the same number."""
+    study = search(storage)
+    trial = study.trials[-2]
+    raced = Arm(model=SEARCH.model.replace(depth=depth), train=SEARCH.train)
+    name = f"trial {trial.number}"
+    made = arms_specification(
+        {name: raced}, first_seed=0, data=DataConfig(), fingerprint="f", precision="auto"
+    )
+    of = made_of("night", study.user_attrs[STUDY_ID], "race")
+    race_study = open_study(storage, "night-race", made, 1, attributes={OF: of}).study
+    result = {"arm": name, "accuracy": 0.5}
+    race_study.set_user_attr(TEST, result)
+    assert trial.params == {"depth": 2}
+    assert _tested(study, study.trials) == (result if depth == 2 else {})
 
 
 def run(command: str, url: str) -> Any:

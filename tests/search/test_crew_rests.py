@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from crowded_trainer import CrowdedTrainer
+from crowded_trainer import crowded_job
+from processes import is_alive
 from visweep.search import crew as crews
-from visweep.search.crew import Crew, Job
+from visweep.search.crew import Crew
 
 
 @pytest.fixture
@@ -38,13 +39,7 @@ def made(sweep: Any) -> Any:
 
 @pytest.fixture
 def crew(made: Any, file: Path) -> Iterator[Crew]:
-    job = Job(
-        storage=f"sqlite:///{file}",
-        study="study",
-        data_dir=None,
-        artifacts=None,
-        make_trainer=CrowdedTrainer,
-    )
+    job = crowded_job(file)
     with Crew(made.opened, job, 2, watcher=made.heard, interrupt=made.interrupt) as crew:
         yield crew
 
@@ -52,14 +47,6 @@ def crew(made: Any, file: Path) -> Iterator[Crew]:
 def want(made: Any, budget: int) -> None:
     made.opened.study.set_user_attr("visweep:budget", budget)
     made.opened.make_room()
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def gone(pids: list[int]) -> bool:
@@ -106,6 +93,8 @@ def test_one_that_was_killed_at_rest_is_replaced(
     crew.work()
     assert made.states == ["COMPLETE"] * 4
     assert len(started) == 4
+    said = [f"worker {victim} was ended by SIGKILL while it rested" for victim in started[:2]]
+    assert sorted(made.heard.notes) == sorted(said)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1])
@@ -128,3 +117,12 @@ def test_an_error_of_our_own_leaves_nobody_behind(
     with pytest.raises(KeyError), crew:
         raise KeyError
     assert gone(started)
+
+
+def test_however_often_there_was_no_room_one_goes_on(made: Any, file: Path) -> None:
+    job = crowded_job(file, others_beside=True)
+    with Crew(made.opened, job, 1, watcher=made.heard, interrupt=made.interrupt) as crew:
+        for budget in (2, 3, 4):
+            want(made, budget)
+            crew.work()
+            assert made.states == ["COMPLETE"] * budget

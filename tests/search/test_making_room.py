@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from crowded_trainer import CrowdedTrainer, served_trainer
-from visweep.search.crew import Crew, Job
+from crowded_trainer import crowded_job, served_trainer
+from visweep.search.crew import Crew
 from visweep.search.mps import PIPES
 
 
@@ -17,14 +17,7 @@ def test_workers_that_do_not_fit_beside_each_other_end_with_one_alone(
     sweep: Any, file: Path, count: int, again: int
 ) -> None:
     made = sweep(5)
-    job = Job(
-        storage=f"sqlite:///{file}",
-        study="study",
-        data_dir=None,
-        artifacts=None,
-        others_beside=True,
-        make_trainer=CrowdedTrainer,
-    )
+    job = crowded_job(file, others_beside=True)
     Crew(made.opened, job, count, watcher=made.heard, interrupt=made.interrupt).run()
     assert made.states == ["COMPLETE"] * 5
     # When the first trial has ended others are tried again, half as many.
@@ -34,13 +27,6 @@ def test_workers_that_do_not_fit_beside_each_other_end_with_one_alone(
 
 def test_workers_find_what_serves_them(sweep: Any, file: Path) -> None:
     made = sweep(1)
-    job = Job(
-        storage=f"sqlite:///{file}",
-        study="study",
-        data_dir=None,
-        artifacts=None,
-        make_trainer=served_trainer,
-        served={PIPES: "/where it listens"},
-    )
+    job = crowded_job(file, make_trainer=served_trainer, served={PIPES: "/where it listens"})
     Crew(made.opened, job, 1, watcher=made.heard, interrupt=made.interrupt).run()
     assert (made.states, made.heard.notes) == (["COMPLETE"], [])

@@ -152,10 +152,8 @@ class Crew:
     def _forget_the_dead(self) -> None:
         for member in self._members:
             if member.rests and not member.process.is_alive():
-                how = _signal_name(-(member.process.exitcode or 0))
-                self.watcher.note(
-                    f"worker {member.process.pid} was ended by {how} while it rested"
-                )
+                if code := member.process.exitcode:
+                    self.watcher.note(f"worker {member.process.pid} {_how(code)} while it rested")
                 member.pipe.close()
         self._members = [m for m in self._members if not m.pipe.closed]
 
@@ -209,10 +207,9 @@ class Crew:
         code = member.process.exitcode or 0
         another = self._another(member) if code < 0 or member.made_room else None
         if code:
-            how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended ({code})"
             held = f" while it trained {_listed(member.trials)}" if member.trials else ""
             then = "" if another is None else "; a new one takes its place"
-            self.watcher.note(f"worker {member.process.pid} {how}{held}{then}")
+            self.watcher.note(f"worker {member.process.pid} {_how(code)}{held}{then}")
         for trial in member.trials:
             self.watcher.left(trial)
         if another is not None:
@@ -294,6 +291,11 @@ def _note_trial(member: _Member, kind: str, content: Sequence[Any]) -> None:
         member.trials.discard(content[0].number)
     elif kind == "left":
         member.trials.discard(content[0])
+
+
+def _how(code: int) -> str:
+    """How a process with this exit status came to its end."""
+    return f"was ended by {_signal_name(-code)}" if code < 0 else f"ended ({code})"
 
 
 def _signal_name(number: int) -> str:

@@ -99,10 +99,6 @@ def attach(
         raise
     # Another process may have attached meanwhile, to the ids that were in use before.
     _remove_unnamed(storage, study_id, place, former - set(wanted))
-    there = set(place.names())
-    for key, file in wanted.items():
-        if key not in there:
-            _write(place, key, file.content)
 
 
 def _remove_unnamed(storage: Storage, study_id: int, place: Place, keys: Collection[str]) -> None:
