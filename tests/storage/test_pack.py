@@ -323,19 +323,24 @@ def test_all_or_nothing(
 def test_a_study_is_packed_while_it_runs(tmp_path: Path, sweep: Any, there: str) -> None:
     """Whatever moment is packed, a trial's state is never older than what it reported."""
     one = sweep(tmp_path / "studies.db")
-    one.want(40)
-    done = threading.Event()
+    one.want(200)
+    rounds, under_way = threading.Semaphore(0), threading.Semaphore(0)
+    ended = threading.Event()
 
     def work() -> None:
-        for _ in range(40):
-            one.run()
-        done.set()
+        while rounds.acquire() and not ended.is_set():
+            for number in range(40):
+                one.run()
+                if number == 0:
+                    under_way.release()
 
     worker = threading.Thread(target=work)
     worker.start()
-    count = 0
+    begun = []
     try:
-        while not done.is_set():
+        for count in range(5):
+            rounds.release()
+            under_way.acquire()
             target = tmp_path / f"{count}.visweep"
             pack(one.url, NAME, target)
             (tmp_path / str(count)).mkdir()
@@ -343,17 +348,19 @@ def test_a_study_is_packed_while_it_runs(tmp_path: Path, sweep: Any, there: str)
             unpack(target, url)
             study = read(url)
             folder = artifact_folder(url) / folder_name(NAME, study.attributes)
-            assert len(study.trials) == 40
+            assert len(study.trials) == 200
+            begun.append(sum(bool(trial.curve) for trial in study.trials))
             for trial in study.trials:
                 assert list(trial.curve) == list(range(1, len(trial.curve) + 1))
                 if trial.curve:
                     state = Checkpoints(Folder(folder)).latest(trial.number)
                     assert state is not None
                     assert int(state.read_bytes().split()[-1]) >= len(trial.curve)
-            count += 1
     finally:
+        ended.set()
+        rounds.release()
         worker.join()
-    assert count > 2
+    assert any(number % 40 for number in begun), begun
 
 
 def test_what_cannot_be_packed(here: Any, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""What the tests of short memory run in a process of their own: `python memory_child.py MODEL`.
+"""What the tests of short memory run in a process of its own: `memory_child.py MODEL ROOM`.
 
-Prints JSON: one entry for each number of MiB that the process was given beyond what it held.
+Prints JSON: what became of a run in a process that may take ROOM MiB beyond what it held.
 """
 
 import json
@@ -77,5 +77,5 @@ if __name__ == "__main__":
     # What the first run of a process loads is no matter of its size.
     tiny = MODELS[model].replace(**TINY[model])
     fit(tiny, TRAIN.replace(batch_size=32), data, device="cpu")
-    rooms = [None if room == "all" else int(room) for room in sys.argv[2:]]
-    print(json.dumps([trained(model, room) for room in rooms]))
+    room = sys.argv[2]
+    print(json.dumps(trained(model, None if room == "all" else int(room))))

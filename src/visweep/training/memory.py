@@ -45,9 +45,9 @@ _PR_SET_THP_DISABLE = 41
 _NEVER = 2**30
 """Bytes: the largest that the settings take."""
 
-_LITTLE = 2**26
-_LITTLE_ON_A_GPU = 2**28
-"""Bytes: where not even these are left, memory is the reason."""
+_LITTLE = 2**28
+"""Bytes: where not even these are left, memory is the reason. What a library of its own wanted
+besides is free again when it has failed, and may have been more than a tensor."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -60,8 +60,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if any(sign in said for sign in _SIGNS):
         return True
     if any(sign in said for sign in _DOUBTFUL_ON_A_GPU):
-        return not _is_left_on_the_gpu(_LITTLE_ON_A_GPU)
-    return any(sign in said for sign in _DOUBTFUL) and not _is_left(_LITTLE)
+        return not _is_left_on_the_gpu(_LITTLE)
+    doubtful = next((sign for sign in _DOUBTFUL if sign in said), None)
+    if doubtful is not None and not _is_left(_LITTLE):
+        _told_for_memory.add(doubtful)
+    return doubtful in _told_for_memory
+
+
+_told_for_memory: set[str | None] = set()
+"""What oneDNN has said in this process when memory was the reason. It may say so again of the same
+shapes whatever is left by then, having kept what it failed to make; of smaller parts it does not.
+"""
 
 
 def _is_left_on_the_gpu(size: int) -> bool:
