@@ -141,7 +141,7 @@ class TestGraphs:
     def eager(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FitResult]:
         def run(*arguments: Any, **options: Any) -> FitResult:
             with monkeypatch.context() as patch:
-                patch.setattr(passes, "captured", lambda work, generators: None)
+                patch.setattr(passes, "captured", lambda *_, **__: None)
                 return fit(*arguments, **options, device="cuda")
 
         return run

@@ -176,7 +176,8 @@ class AdamW:
         device = flat.values.device
         on_gpu = device.type != "cpu"
         self._lrs = tuple(lrs)
-        self._peaks = torch.tensor(lrs, dtype=torch.float32, device=device)
+        self._narrow_lrs = torch.tensor(lrs, dtype=torch.float32)
+        self._peaks = self._narrow_lrs.to(device)
         self._now = torch.zeros_like(self._peaks) if on_gpu else None
         self._parts = [
             _Part(flat.values[replica, columns].detach(), flat.grads[replica, columns], decay)
@@ -190,16 +191,24 @@ class AdamW:
         Args:
             factors: K of them; a tensor (K,) float32 lies where the parameters do.
         """
-        rates: Sequence[float | Tensor]
-        if self._now is not None:
-            given = torch.as_tensor(factors, dtype=torch.float32, device=self._now.device)
-            torch.mul(self._peaks, given, out=self._now)
-            rates = self._now.unbind()
-        else:
-            rates = [lr * float(f) for lr, f in zip(self._lrs, factors, strict=True)]
+        rates = self._on_host(factors) if self._now is None else self._on_gpu(factors, self._now)
         with torch.no_grad():
             for index, part in enumerate(self._parts):
                 part.update(rates[index // 2])
+
+    def _on_host(self, factors: Sequence[float] | Tensor) -> Sequence[float | Tensor]:
+        return [lr * float(factor) for lr, factor in zip(self._lrs, factors, strict=True)]
+
+    def _on_gpu(self, factors: Sequence[float] | Tensor, now: Tensor) -> Sequence[float | Tensor]:
+        rates = now.unbind()
+        if isinstance(factors, Tensor):
+            torch.mul(self._peaks, factors, out=now)
+        else:
+            # The same products; each travels as a kernel's argument, which no copy waits for.
+            products = self._narrow_lrs * torch.tensor(factors, dtype=torch.float32)
+            for rate, value in zip(rates, products.tolist(), strict=True):
+                rate.fill_(value)
+        return rates
 
     def state(self, replicas: range) -> list[dict[str, Tensor]]:
         """Of each replica's weight matrices, then of its other parameters: the step count and
