@@ -6,12 +6,13 @@ Probes the device as `--dry-run` does, draws random configurations of the spaces
 estimates each, then measures it in some processes like those of workers, one after the other:
 
 - seconds of an epoch: so many times the fastest of a few steps and evaluations;
-- memory: the most that a real run of a few steps, with its evaluation and checkpoint, held beyond
-  what the process held before; in each process the median of three runs, which take place after
-  all others had a turn, and of the processes the median. It trained the same once before, since
-  what is compiled for new shapes stays in the process (up to 40 MiB on the CPU) and belongs to no
-  trial. How tensors fit depends on what lies in the heap, and that on what was trained before:
-  the range of the processes is told, too.
+- memory: the most that the process held in a real run of a few steps, with its evaluation and
+  checkpoint, as trials record it and `--dry-run` tells it; and what of it came on top of what the
+  process held before. In each process the median of three runs, which take place after all others
+  had a turn, and of the processes the median. It trained the same once before, since what is
+  compiled for new shapes stays in the process (up to 40 MiB on the CPU) and belongs to no trial.
+  How tensors fit depends on what lies in the heap, and that on what was trained before: the range
+  of the processes is told, too.
 
 Both are measured in turns over all configurations, in other orders in each process. Prints a
 table in Markdown, then the median and the worst error. How many are within the bar is told twice
@@ -46,7 +47,14 @@ from visweep.search.processes import context_with_torch
 from visweep.search.recipe import Recipe
 from visweep.storage.specification import Specification
 from visweep.training.device import resolve_precision
-from visweep.training.estimate import EVALUATED, Calibration, Images, estimate
+from visweep.training.estimate import (
+    EVALUATED,
+    Calibration,
+    Estimate,
+    Images,
+    estimate,
+    images_memory,
+)
 from visweep.training.probe import LITTLE, Measured, measure, synthetic
 
 Configuration = tuple[ModelConfig, TrainConfig]
@@ -59,11 +67,14 @@ class Row:
     """A configuration, what it was estimated to take, and what it took.
 
     Attributes:
-        spread: the least and the most memory that a process found.
+        process: memory of the whole process.
+        memory: what came on top of what it held before.
+        spread: the least and the most of that that a process found.
     """
 
     shown: str
     seconds: tuple[float, float]
+    process: tuple[float, float]
     memory: tuple[float, float]
     spread: tuple[float, float]
 
@@ -72,6 +83,8 @@ class Row:
             self.shown,
             *(f"{value:.3g}" for value in self.seconds),
             f"{100 * error(self.seconds):+.0f} %",
+            *(text.memory(value) for value in self.process),
+            f"{100 * error(self.process):+.0f} %",
             *(text.memory(value) for value in self.memory),
             "–".join(text.memory(value) for value in self.spread),
             f"{100 * error(self.memory):+.0f} %",
@@ -119,12 +132,14 @@ def main() -> None:
         ]
         rows += compared(kind, drawn, took, images, calibration)
     headings = ("configuration", "s per epoch, estimated", "measured", "error")
-    of_memory = ("memory, estimated", "measured", "least and most", "error")
-    print_table([*headings, *of_memory], [r.cells() for r in rows])
+    of_process = ("memory, estimated", "measured", "error")
+    of_trial = ("of it the trial's, estimated", "measured", "least and most", "error")
+    print_table([*headings, *of_process, *of_trial], [r.cells() for r in rows])
     print_errors("seconds per epoch", [error(row.seconds) for row in rows], 0.2)
-    print_errors("memory", [error(row.memory) for row in rows], 0.1)
+    print_errors("memory", [error(row.process) for row in rows], 0.1)
+    print_errors("of it the trial's", [error(row.memory) for row in rows], 0.1)
     near = sum(is_near(row.memory) for row in rows)
-    print(f"memory: {near} of {len(rows)} within 10 % or {text.memory(LITTLE)}")
+    print(f"the trial's: {near} of {len(rows)} within 10 % or {text.memory(LITTLE)}")
 
 
 def specified(recipe: Recipe, options: argparse.Namespace, device: torch.device) -> Specification:
@@ -195,13 +210,22 @@ def compared(
             continue
         estimated = estimate(model, train, images, calibration)
         memory = [one.memory for one in fitted]
+        whole = [one.held + one.memory for one in fitted]
         fastest = min(seconds(one, train, images, calibration.device) for one in fitted)
         yield Row(
             f"{kind} {described(model)}",
             (estimated.seconds_per_epoch, fastest),
+            (_without_images(estimated, model, train, images), median(whole)),
             (estimated.peak_memory, median(memory)),
             (min(memory), max(memory)),
         )
+
+
+def _without_images(
+    estimated: Estimate, model: ModelConfig, train: TrainConfig, images: Images
+) -> float:
+    """Of the whole process, whose few images here are not those of the epochs."""
+    return estimated.process_memory - images_memory(model, train, images)
 
 
 def seconds(measured: Measured, train: TrainConfig, images: Images, device: str) -> float:

@@ -47,6 +47,7 @@ SLOW_BLOCKS = Calibration(
     step={"blocks": 0.5, "passes": 1.0},
     evaluation={"blocks": 0.25},
     memory={},
+    held=0.0,
 )
 
 

@@ -314,7 +314,7 @@ def expected() -> Expectation:
     )
     step = {"blocks": 1.0}
     calibration = Calibration(
-        device="cpu", precision="float32", step=step, evaluation={}, memory={}
+        device="cpu", precision="float32", step=step, evaluation={}, memory={}, held=0.0
     )
     return Expectation(specification, Images(train=64, val=10), calibration)
 

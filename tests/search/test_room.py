@@ -44,7 +44,7 @@ def expected(limits: Limits | None = None) -> Expectation:
     )
     memory = {"process": float(GIB), "parameters": 1.0}
     calibration = Calibration(
-        device="cpu", precision="float32", step={}, evaluation={}, memory=memory
+        device="cpu", precision="float32", step={}, evaluation={}, memory=memory, held=0.0
     )
     return Expectation(specification, Images(64, 10), calibration)
 

@@ -16,17 +16,20 @@ from visweep import models
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.errors import OutOfMemory
 from visweep.training import calibrations
+from visweep.training.device import reset_peak_memory
 from visweep.training.estimate import (
     EVALUATED,
     Calibration,
     Images,
     amounts,
     estimate,
+    images_memory,
     memory_amounts,
     peak_memory,
     priced,
     seconds_per_epoch,
 )
+from visweep.training.fit import fit
 from visweep.training.probe import (
     Measured,
     calibrate,
@@ -43,6 +46,7 @@ CALIBRATION = Calibration(
     step={"passes": 2.0},
     evaluation={"passes": 0.5},
     memory={"process": 1000.0, "parameters": 4.0},
+    held=5000.0,
 )
 
 
@@ -220,7 +224,17 @@ class TestEstimate:
         found = estimate(vit, TrainConfig(precision="float32"), Images(64, 1), CALIBRATION)
         assert found.seconds_per_epoch == 2.5
         assert found.peak_memory == 1000 + 4 * 4 * found.num_params
+        images = images_memory(vit, TrainConfig(), Images(64, 1))
+        assert found.process_memory == found.peak_memory + images + 5000
         assert found.multiply_adds > found.num_params > 0
+
+    @pytest.mark.parametrize("batches", [1, 4])
+    def test_images_are_counted_as_they_lie(self, vit: ViTConfig, batches: int) -> None:
+        train = TrainConfig(batch_size=50, translate=3)
+        data = synthetic(vit, train, CPU, batches)
+        splits = (data.train, data.val, data.probe)
+        bytes_ = sum(t.nbytes for split in splits for t in (split.bordered, split.labels))
+        assert images_memory(vit, train, Images(len(data.train), len(data.val))) == bytes_
 
     def test_a_calibration_survives_json(self) -> None:
         stored = json.loads(json.dumps(CALIBRATION.to_json()))
@@ -269,8 +283,8 @@ class TestMeasured:
     def test_the_fastest_burst_and_the_median_of_all_runs_but_the_first(self) -> None:
         memory = (99.0, 10.0, 20.0, 12.0)
         steps = (3.0, 2.0, 4.0, 5.0)
-        bursts = [Measured(s, 7.0 - s, m) for s, m in zip(steps, memory, strict=True)]
-        assert Measured.of(bursts) == Measured(2.0, 2.0, 12.0)
+        bursts = [Measured(s, 7.0 - s, m, 2.0 * m) for s, m in zip(steps, memory, strict=True)]
+        assert Measured.of(bursts) == Measured(2.0, 2.0, 12.0, 24.0)
 
 
 class TestProbe:
@@ -290,6 +304,15 @@ class TestProbe:
         seconds = measured.step + measured.evaluation
         assert seconds / 3 < found.seconds_per_epoch < 3 * seconds
         assert found.seconds_per_epoch > seconds_per_epoch(model, train, images, calibration)
+
+    def test_what_the_process_holds_is_told(self, vit: ViTConfig, train: TrainConfig) -> None:
+        """Of a process with torch, hundreds of megabytes, the images of the probe aside."""
+        model = vit.replace(embed_dim=128, depth=6)
+        calibration = calibrate([(vit, train), (model, train)], CPU)
+        data = synthetic(vit, train, CPU)
+        found = estimate(model, train, Images(len(data.train), len(data.val)), calibration)
+        reset_peak_memory(CPU)
+        assert fit(model, train, data).peak_memory == pytest.approx(found.process_memory, rel=0.2)
 
     def test_of_several_batch_sizes_and_shifts(self, train: TrainConfig) -> None:
         model = ViTConfig(image_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2)

@@ -72,7 +72,12 @@ def test_its_batches_are_those_of_the_estimate(
     tally(model, resident, resident.val, 1, torch.float64)
     assert sizes == [100, 100, 16]
     one_a_pass = Calibration(
-        device="cpu", precision="float64", step={}, evaluation={"passes": 1.0}, memory={}
+        device="cpu",
+        precision="float64",
+        step={},
+        evaluation={"passes": 1.0},
+        memory={},
+        held=0.0,
     )
     images = Images(train=100, val=len(data.val))
     assert seconds_per_epoch(vit, TrainConfig(), images, one_a_pass) == len(sizes)

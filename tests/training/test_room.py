@@ -35,6 +35,7 @@ CALIBRATION = Calibration(
         "evaluated": 1.0,
         "written": 1.0,
     },
+    held=0.0,
 )
 
 

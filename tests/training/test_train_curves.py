@@ -212,7 +212,12 @@ def test_the_last_epochs_is_not_measured_again(
 
 def test_the_estimate_knows_of_them(vit: ViTConfig, train: TrainConfig) -> None:
     one_a_pass = Calibration(
-        device="cpu", precision="float64", step={}, evaluation={"passes": 1.0}, memory={}
+        device="cpu",
+        precision="float64",
+        step={},
+        evaluation={"passes": 1.0},
+        memory={},
+        held=0.0,
     )
     for images, probe in ((Images(1000, 300), 3), (Images(100, 300), 1)):
         plain, curved = (

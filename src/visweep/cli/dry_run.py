@@ -82,8 +82,9 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
         )
     text.print_line(
         console,
-        "Times were measured on a few steps of models that were thrown away. Memory is estimated "
-        "from smaller ones; torch itself and the images come on top of it.",
+        "Times were measured on a few steps of models that were thrown away. Memory is the most "
+        "that a process holds which has trained many others, torch and the images included, and "
+        "is estimated from smaller models; of torch and the images, several processes share most.",
     )
 
 
@@ -132,14 +133,14 @@ def _extent(name: str, trials: int, done: int, left: int) -> str:
 
 
 def _memory(prepared: Prepared) -> Callable[[ModelConfig, TrainConfig], str]:
-    """Tells what a trial will take at most, by this machine's calibration."""
+    """Tells what the process of a trial will hold at most, by this machine's calibration."""
     specification, device = prepared.specification, prepared.device
     try:
         found = calibration(specification, device, usual_threads(prepared.asked.workers, device))
     except VisweepError:  # one column of several
         return lambda *_: "—"
     images = Images(len(prepared.dataset.train), len(prepared.dataset.val))
-    return lambda model, train: text.memory(estimate(model, train, images, found).peak_memory)
+    return lambda model, train: text.memory(estimate(model, train, images, found).process_memory)
 
 
 def _seconds(model: ModelConfig, train: TrainConfig, data: ResidentData) -> float | None:

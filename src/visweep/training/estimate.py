@@ -37,6 +37,8 @@ only cost memory. What is estimated is what is done: the evaluation itself reads
 
 _LANES = 16
 """Convolutions compute so many channels at a time, however few there are."""
+_LABEL = 8
+"""Bytes."""
 _BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
 
 Amounts = Mapping[str, float]
@@ -60,6 +62,9 @@ class Calibration:
         step: seconds per unit of each amount of a training step.
         evaluation: seconds per unit of each amount of a forward pass.
         memory: bytes per unit of each amount that is held.
+        held: bytes that the process holds before it trains a model, but for the images. It has
+            trained others: on the CPU what is compiled for each of their shapes stays, and one
+            that has trained none holds a third less.
     """
 
     device: str
@@ -67,6 +72,7 @@ class Calibration:
     step: Amounts
     evaluation: Amounts
     memory: Amounts
+    held: float
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -90,12 +96,15 @@ class Estimate:
         multiply_adds: of one forward pass of one image.
         peak_memory: bytes at most, over what the process holds before: all replicas, a training
             step, an evaluation and the writing of a checkpoint.
+        process_memory: bytes at most that the process holds, as `FitResult.peak_memory` tells:
+            also torch, where it lies in the processor's memory, and the images.
         seconds_per_epoch: all replicas, training and evaluation, on a device of their own.
     """
 
     num_params: int
     multiply_adds: int
     peak_memory: float
+    process_memory: float
     seconds_per_epoch: float
 
 
@@ -103,10 +112,12 @@ def estimate(
     model: ModelConfig, train: TrainConfig, images: Images, calibration: Calibration
 ) -> Estimate:
     """What a configuration will cost where `calibration` was measured."""
+    peak = peak_memory(model, train, calibration)
     return Estimate(
         num_params=num_params(model),
         multiply_adds=multiply_adds(model),
-        peak_memory=peak_memory(model, train, calibration),
+        peak_memory=peak,
+        process_memory=calibration.held + images_memory(model, train, images) + peak,
         seconds_per_epoch=seconds_per_epoch(model, train, images, calibration),
     )
 
@@ -115,6 +126,16 @@ def peak_memory(model: ModelConfig, train: TrainConfig, calibration: Calibration
     """Bytes at most, as `Estimate` has it."""
     moments = memory_amounts(model, train, calibration.precision, calibration.device)
     return max(priced(held, calibration.memory) for held in moments)
+
+
+def images_memory(model: ModelConfig, train: TrainConfig, images: Images) -> float:
+    """Bytes of the images and labels of `visweep.data.resident.ResidentData`."""
+    plain, bordered = (
+        model.in_chans * (model.image_size + 2 * margin) ** 2 + _LABEL
+        for margin in (0, train.translate)
+    )
+    probe = min(images.train, images.val)
+    return float((images.train + probe) * bordered + images.val * plain)
 
 
 def step_memory(model: ModelConfig, train: TrainConfig, calibration: Calibration) -> float:

@@ -52,11 +52,13 @@ class Measured:
         memory: bytes at most of a run of a few steps, its evaluation and its checkpoint, over what
             was held before; the median of some runs. The first run is not among them: what is
             compiled for a model's shapes stays in the process, and belongs to no trial.
+        held: the bytes that were held before.
     """
 
     step: float
     evaluation: float
     memory: float
+    held: float
 
     @classmethod
     def of(cls, bursts: Sequence[Measured]) -> Measured:
@@ -65,6 +67,7 @@ class Measured:
             step=min(burst.step for burst in bursts),
             evaluation=min(burst.evaluation for burst in bursts),
             memory=median(burst.memory for burst in bursts[1:]),
+            held=median(burst.held for burst in bursts[1:]),
         )
 
 
@@ -104,7 +107,14 @@ def calibrate(
             [measured.memory for *_, measured in tried],
             least=LITTLE,
         ),
+        held=median(measured.held for *_, measured in tried) - _size(images),
     )
+
+
+def _size(data: ResidentData) -> int:
+    """Bytes."""
+    splits = (data.train, data.val, data.probe)
+    return sum(tensor.nbytes for split in splits for tensor in (split.bordered, split.labels))
 
 
 def prices(
@@ -225,22 +235,25 @@ def _attempted(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Me
 def _measured(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Measured:
     """In one burst, which begins with the run so that nothing is compiled in what is timed."""
     device = data.device
-    memory = _held_by_a_run(model, train, data)
+    held, peak = _held_by_a_run(model, train, data)
     order = torch.arange(train.batch_size, device=device).expand(len(train.seeds), -1)
     run = Pass.of(model, train, data)
     run.model.train()
     step = _seconds(lambda: run.step([0], order), device)
     evaluation = _seconds(lambda: run.evaluate(data.val), device)
-    return Measured(step, evaluation, memory)
+    return Measured(step, evaluation, max(0.0, peak - held), held)
 
 
-def _held_by_a_run(model: ModelConfig, train: TrainConfig, data: ResidentData) -> float:
+def _held_by_a_run(
+    model: ModelConfig, train: TrainConfig, data: ResidentData
+) -> tuple[float, float]:
+    """Bytes before it, and at most."""
     gc.collect()
     give_back()
     before = held_memory(data.device)
     with small_pages(), tempfile.TemporaryDirectory() as folder:
         result = fit(model, train.replace(epochs=1), data, checkpoint=Path(folder) / "run")
-    return max(0.0, result.peak_memory - before)
+    return before, result.peak_memory
 
 
 def _seconds(compute: Callable[[], object], device: torch.device) -> float:
