@@ -4,7 +4,7 @@ A change that is meant to: `python tests/training/test_golden.py` writes them an
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,18 @@ class DrawnOnTheCpu(Draws):
         return super().dropout_mask(*arguments).to(self._there)
 
 
+@pytest.fixture
+def whole_float32() -> Iterator[None]:
+    """Convolutions in float32 are computed in TF32 on a GPU, where nothing else is said."""
+    settings = torch.backends.cudnn.conv
+    before = settings.fp32_precision
+    settings.fp32_precision = "ieee"
+    yield
+    settings.fp32_precision = before
+
+
 @pytest.mark.gpu
+@pytest.mark.usefixtures("whole_float32")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", MODELS)
 def test_so_it_is_on_a_gpu_that_is_given_the_same_draws(
@@ -119,7 +130,6 @@ def test_so_it_is_on_a_gpu_that_is_given_the_same_draws(
     tested with the GPU's own."""
     monkeypatch.setattr(passes, "Draws", DrawnOnTheCpu)
     monkeypatch.setattr(passes, "replays", lambda device: False)
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")  # not TF32
     assert_golden(name, curve(name, device="cuda"))
 
 

@@ -129,18 +129,21 @@ def test_no_place_in_a_word_is_favoured() -> None:
 
 def test_a_replica_draws_what_it_draws_alone() -> None:
     cuda = torch.device("cuda")
-    stacked = Draws((3, 5), cuda, ("step", 1))
 
-    def mask(draws: Draws) -> torch.Tensor:
-        return draws.dropout_mask((37,), [0.3] * len(draws), torch.float32, "a")
+    def drawn(*seeds: int) -> list[torch.Tensor]:
+        """One after the other, from where the step begins."""
+        draws = Draws(seeds, cuda, ("step", 1))
+        rates = [0.3] * len(seeds)
+        return [
+            draws.dropout_mask((37,), rates, torch.float32, "a"),
+            draws.permutation(99, "a"),
+            draws.integers(0, 9, (5,), "a"),
+        ]
 
+    stacked = drawn(3, 5)
     for k, seed in enumerate((3, 5)):
-        alone = Draws((seed,), cuda, ("step", 1))
-        assert torch.equal(mask(stacked)[k], mask(alone)[0])
-        assert torch.equal(stacked.permutation(99, "a")[k], alone.permutation(99, "a")[0])
-        assert torch.equal(
-            stacked.integers(0, 9, (5,), "a")[k], alone.integers(0, 9, (5,), "a")[0]
-        )
+        for together, alone in zip(stacked, drawn(seed), strict=True):
+            assert torch.equal(together[k], alone[0])
 
 
 def test_attention_without_dropout_is_one_kernel() -> None:
