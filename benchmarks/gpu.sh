@@ -3,7 +3,7 @@
 #
 #     benchmarks/gpu.sh [FOLDER]              default: gpu-results
 #     MINUTES=30 benchmarks/gpu.sh            more of everything
-#     DEVICE=cpu MINUTES=5 benchmarks/gpu.sh  does the script work? No figure of that is one
+#     DEVICE=cpu benchmarks/gpu.sh            does the script work? Of tiny sizes, and no figures
 #
 # The most important comes first, and no step begins when the time is up. Each has a limit of its
 # own; one that fails, or takes longer, stops no other. FOLDER/results.md is what RESULTS.md may
@@ -25,7 +25,7 @@ results=$folder/results.md
 : >"$results"
 export PYTHONUNBUFFERED=1 PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}"
 
-say() { printf '%s\n' "$*" | tee -a "$results"; }
+say() { printf '%s\n' "$@" | tee -a "$results"; }
 
 # step NAME SECONDS COMMAND…
 step() {
@@ -45,7 +45,7 @@ step() {
     if [ "$name" = tests ]; then
         tail -n 15 "$folder/$name.txt" | sed 's/^/    /' | tee -a "$results"
     else
-        grep -v '^$' "$folder/$name.txt" | tail -n 40 | tee -a "$results"
+        grep -Ev '^(USDT:.*)?$' "$folder/$name.txt" | tail -n 40 | tee -a "$results"
     fi
     case $status in
     0) say "" "($took s)" ;;
@@ -66,25 +66,39 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>
 "$python" -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)' 2>&1 |
     tee -a "$results"
 
-generated="--dataset cifar-shaped"
 deep="ViT(128, 16, patch 16)"
-# shellcheck disable=SC2086 # $generated is two words
+if [ "$device" = cpu ]; then
+    deep="ViT(64, 6, patch 16)"
+    timed="--images 600 --batch-size 16 --seconds 0.2"
+    searched="--trials 2 --epochs 1 --train-size 300"
+    estimated="--points 1 --processes 1 --batch-size 8 --train-images 80 --val-images 20"
+    profiled="--batch-size 8"
+    packed="--seconds 10 --train-size 300"
+else
+    timed="--seconds 2"
+    searched="--space report --epochs 2 --train-size $((10000 * times))"
+    estimated="--points 4 --processes 2"
+    profiled=""
+    packed=""
+fi
+generated="--dataset cifar-shaped"
+
+# shellcheck disable=SC2086 # those are several words each
 {
-    step tests 240 "$python" -m pytest -m gpu -q -p no:cacheprovider --timeout 120 tests
-    bench step 60 gpu_step.py --models "$deep"
-    bench sweep $((180 * times)) throughput.py sweep --space report $generated --auto \
-        --train-size $((10000 * times)) --epochs 2 --repetitions 1
-    bench lanes $((120 * times)) throughput.py lanes --models "$deep" --counts 1 8 $generated \
-        --seconds 2 --repetitions "$times"
-    bench seeds $((60 * times)) throughput.py seeds --models "$deep" --replicas 5 --workers 1 \
-        $generated --seconds 2 --repetitions "$times"
-    bench configs $((150 * times)) throughput.py configs --models "$deep" ConvNet --workers 4 \
-        $generated --seconds 2 --repetitions "$times"
-    bench estimates $((120 * times)) estimates.py --points 4 --processes 2
+    step tests $((180 * times)) "$python" -m pytest -m gpu -q -p no:cacheprovider --timeout 120 tests
+    bench step 40 gpu_step.py --models "$deep" $profiled
+    bench sweep $((150 * times)) throughput.py sweep --auto $generated $searched --repetitions 1
+    bench lanes $((100 * times)) throughput.py lanes --models "$deep" --counts 1 8 $generated \
+        $timed --repetitions "$times"
+    bench seeds $((50 * times)) throughput.py seeds --models "$deep" --replicas 5 --workers 1 \
+        $generated $timed --repetitions "$times"
+    bench configs $((100 * times)) throughput.py configs --models "$deep" ConvNet --workers 4 \
+        $generated $timed --repetitions "$times"
+    bench estimates $((120 * times)) estimates.py $estimated
     if [ -d "$data" ]; then
-        bench sweep-fashion-mnist $((180 * times)) throughput.py sweep --data-dir "$data" --auto \
-            --train-size $((10000 * times)) --epochs 2 --repetitions 1
-        bench packing $((300 * times)) packing.py --repetitions "$times"
+        bench sweep-fashion-mnist $((180 * times)) throughput.py sweep --auto --data-dir "$data" \
+            $searched --repetitions 1
+        bench packing $((300 * times)) packing.py $packed --repetitions "$times"
     fi
 }
 say "" "$failed step(s) failed."
