@@ -293,6 +293,23 @@ class TestGraphs:
         assert len(set(allocated[1:])) == 1
         assert reserved[-1] <= max(reserved[1:-1])
 
+    def test_a_graph_outlives_those_that_were_captured_beside_it(
+        self, vit: ViTConfig, train: TrainConfig, many_quadrants: Dataset
+    ) -> None:
+        """What it writes to is its own, and no other's by then."""
+        train, data = train.replace(precision="bfloat16"), to_device(many_quadrants, CUDA)
+        first, second, expected = (Pass.of(vit, train, data) for _ in range(3))
+        for run in (first, second, expected):
+            run.epoch([1])
+        del first, run
+        give_back()
+        others = torch.full((2**28,), torch.nan, device=CUDA)
+        assert others.isnan().all()
+        second.epoch([2])
+        assert others.isnan().all()
+        expected.epoch([2])
+        torch.testing.assert_close(second.flat.values, expected.flat.values, rtol=0, atol=1e-3)
+
     def test_draws_differ_from_replay_to_replay(self) -> None:
         cuda = torch.device("cuda")
         draws = Draws((3, 5), cuda, ())

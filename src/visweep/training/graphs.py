@@ -7,8 +7,10 @@ from, and leaves its outcome in, tensors that stay where they are.
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from visweep.errors import OutOfMemory
 from visweep.training.evaluate import Predicted
-from visweep.training.memory import is_out_of_memory
+from visweep.training.memory import drop_work_space, is_out_of_memory
 
 _log = logging.getLogger(__name__)
 _told: set[str] = set()
@@ -42,11 +44,11 @@ class Graph:
         generators: Sequence[torch.Generator] = (),
     ) -> None:
         own = torch.cuda.current_stream(device)
-        # In a lane on the lane's own stream: graphs captured on one stream share work space.
+        # In a lane on the lane's own stream, which no other lane computes on meanwhile.
         beside = own == torch.cuda.default_stream(device)
         stream = _side_stream(device) if beside else own
         # Where a capture fails, torch leaves its stream behind as the current one.
-        with torch.cuda.stream(own):
+        with _undisturbed(), torch.cuda.stream(own):
             self._graph = torch.cuda.CUDAGraph()
             for generator in generators:
                 self._graph.register_generator_state(generator)
@@ -56,6 +58,26 @@ class Graph:
     def replay(self) -> None:
         """Do it."""
         self._graph.replay()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What is captured meanwhile has work space of its own for matrix products, and no other
+    graph goes.
+
+    Torch keeps one such space for each stream, which the kernels of all graphs captured there
+    write to, and gives it up with the first of these that goes
+    (https://github.com/pytorch/pytorch/issues/193402).
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    drop_work_space()
+    try:
+        yield
+    finally:
+        drop_work_space()
+        if collects:
+            gc.enable()
 
 
 @cache
