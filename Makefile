@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TRIALS ?= 50
 
-.PHONY: search test test-slow lint format dashboard bench clean
+.PHONY: search test test-slow lint format dashboard bench bench-gpu clean
 
 search: $(READY)
 	$(BIN)/python sweeps/vit_search.py --trials $(TRIALS)
@@ -48,6 +48,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/throughput.py accuracy --train-size 4000
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/startup.py
+
+# On a machine with a GPU, in ten minutes: the tests that need one, and what RESULTS.md asks for.
+bench-gpu: $(READY)
+	PYTHON=$(BIN)/python benchmarks/gpu.sh
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -19,6 +19,7 @@ import pytest
 
 from processes import is_alive
 from visweep.search.crew import MOST_KILLS
+from visweep.training.resolve import device_name
 
 NAME = "tiny-cluttered-digits-tiny"
 
@@ -96,6 +97,16 @@ def test_two_workers_share_a_study_and_end_with_the_exact_number(
     assert sorted(p.name for p in mine.file.parent.iterdir()) == ["artifacts", "studies.db"]
     assert mine.finish(10) == mine.trials()
     require_whole(mine.finish(13), 13)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(device_name("auto") == "cpu", reason="needs a CUDA device")
+@pytest.mark.parametrize("pack", [1, 2])
+def test_two_workers_share_a_gpu(search: Callable[..., Search], pack: int) -> None:
+    mine = search("--epochs", 4, "--device", "cuda", "--pack", pack)
+    trials = mine.finish(6)
+    require_whole(trials, 6)
+    assert {trial.user_attrs["device"] for trial in trials} == {"cuda:0"}
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from visweep import models
 from visweep.config import ViTConfig
 from visweep.draws import Draws
-from visweep.models.layers import initialise
+from visweep.models.layers import Dropout, attention, fused_attention, initialise
 from visweep.models.vit import SelfAttention
 
 SMALL = ViTConfig(
@@ -96,6 +97,23 @@ def test_logits_are_torchvisions(replicas: int) -> None:
 def test_number_of_parameters_is_torchvisions() -> None:
     ours = sum(p.numel() for p in models.build(SMALL).parameters())
     assert ours == sum(p.numel() for p in torchvision_vit(SMALL, 0).parameters())
+
+
+def test_attention_in_one_kernel_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is that of a GPU: torch has one for inputs of four axes only."""
+    shapes: list[torch.Size] = []
+    kernel = F.scaled_dot_product_attention
+
+    def noted(*inputs: Tensor) -> Tensor:
+        shapes.extend(each.shape for each in inputs)
+        return kernel(*inputs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 5, 4, 7, 8, dtype=torch.float64, generator=generator)
+    expected = attention(q, k, v, Dropout([0.0, 0.0], "here"), None)
+    torch.testing.assert_close(fused_attention(q, k, v), expected)
+    assert shapes == [torch.Size([10, 4, 7, 8])] * 3
 
 
 def test_attention_is_torchs_with_its_gradients() -> None:

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from visweep.search import gpu_workers
 from visweep.search.gpu_workers import best_count, tries, typical_and_largest, workers_on
+from visweep.search.mps import Mps
 from visweep.storage.specification import Specification
 
 
@@ -97,3 +99,17 @@ def test_it_is_tried_once(
     assert workers_on(specification, "cpu", told.append, {}) == 2
     assert (count, len(told)) == (2, 2)
     assert served == [None, {"PIPES": "/tmp/one"}]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_tried_out(
+    specification: Specification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISWEEP_CACHE", str(tmp_path))
+    told: list[str] = []
+    with Mps("cuda", told.append) as mps:
+        found = workers_on(specification, "cuda", told.append, mps.environment)
+    assert found in (1, 2, 4, 8)
+    assert not any(line.startswith("one worker: ") for line in told), told
+    assert not multiprocessing.active_children()

@@ -204,13 +204,31 @@ class TestAmounts:
     def test_in_bfloat16_a_short_softmax_is_kept_in_float32(self, train: TrainConfig) -> None:
         """Where there are 16 tokens, and not where there are 64: see `models.layers.softmax`."""
         for patch_size, kept in ((8, 2), (4, 0)):
-            model = ViTConfig(image_size=32, patch_size=patch_size, num_heads=4, depth=1)
+            model = ViTConfig(
+                image_size=32, patch_size=patch_size, num_heads=4, depth=1, attn_drop=0.1
+            )
             on_gpu, on_cpu = (
                 memory_amounts(model, train, "bfloat16", device)[0]["stored"]
                 for device in ("cuda", "cpu")
             )
             scores = len(train.seeds) * train.batch_size * 4 * model.num_tokens**2 * 2
             assert on_cpu - on_gpu == kept * scores
+
+    def test_on_a_gpu_attention_without_dropout_keeps_no_scores(
+        self, vit: ViTConfig, train: TrainConfig
+    ) -> None:
+        (without, evaluation, _), (with_, same, _) = (
+            memory_amounts(vit.replace(attn_drop=rate), train, "float32", "cuda")
+            for rate in (0.0, 0.1)
+        )
+        (on_cpu, *_), _ = (
+            memory_amounts(vit.replace(attn_drop=rate), train, "float32", "cpu")
+            for rate in (0.0, 0.1)
+        )
+        scores = len(train.seeds) * train.batch_size * vit.num_heads * vit.num_tokens**2 * 4
+        assert with_["stored"] - without["stored"] == vit.depth * scores
+        assert on_cpu["stored"] == with_["stored"]
+        assert evaluation == same
 
 
 class TestEstimate:

@@ -4,6 +4,7 @@ A change that is meant to: `python tests/training/test_golden.py` writes them an
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torch import Tensor
 
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset, Split, fingerprint
+from visweep.draws import Draws
+from visweep.training import passes
 from visweep.training.fit import fit
 
 FOLDER = Path(__file__).with_name("golden")
@@ -54,9 +58,9 @@ def digits() -> Dataset:
     )
 
 
-def curve(name: str, train: TrainConfig = TRAIN) -> dict[str, Any]:
+def curve(name: str, train: TrainConfig = TRAIN, device: str = "cpu") -> dict[str, Any]:
     torch.set_num_threads(1)
-    result = fit(MODELS[name], train, digits(), device="cpu")
+    result = fit(MODELS[name], train, digits(), device=device)
     return {
         "train_loss": [r.train_loss for r in result.history],
         "val_loss": [r.val_loss for r in result.history],
@@ -77,12 +81,56 @@ TOLERANCE = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_curve_is_the_committed_one(name: str) -> None:
+def assert_golden(name: str, found: dict[str, Any]) -> None:
     golden = json.loads((FOLDER / f"{name}.json").read_text())
-    found = curve(name)
     for field, tolerance in TOLERANCE.items():
         np.testing.assert_allclose(found[field], golden[field], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_curve_is_the_committed_one(name: str) -> None:
+    assert_golden(name, curve(name))
+
+
+class DrawnOnTheCpu(Draws):
+    """A GPU's generators draw other numbers than the processor's; these are brought there."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device, moment: Any) -> None:
+        super().__init__(seeds, torch.device("cpu"), moment)
+        self._there = device
+
+    def integers(self, *arguments: Any) -> Tensor:
+        return super().integers(*arguments).to(self._there)
+
+    def permutation(self, *arguments: Any) -> Tensor:
+        return super().permutation(*arguments).to(self._there)
+
+    def dropout_mask(self, *arguments: Any) -> Tensor:
+        return super().dropout_mask(*arguments).to(self._there)
+
+
+@pytest.fixture
+def whole_float32() -> Iterator[None]:
+    """Convolutions in float32 are computed in TF32 on a GPU, where nothing else is said."""
+    settings = torch.backends.cudnn.conv
+    before = settings.fp32_precision
+    settings.fp32_precision = "ieee"
+    yield
+    settings.fp32_precision = before
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("whole_float32")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", MODELS)
+def test_so_it_is_on_a_gpu_that_is_given_the_same_draws(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step by step, since such draws cannot be replayed; that replays are the same steps is
+    tested with the GPU's own."""
+    monkeypatch.setattr(passes, "Draws", DrawnOnTheCpu)
+    monkeypatch.setattr(passes, "replays", lambda device: False)
+    assert_golden(name, curve(name, device="cuda"))
 
 
 if __name__ == "__main__":

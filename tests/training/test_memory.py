@@ -175,7 +175,7 @@ class TestMoments:
         """A step, an evaluation, and what follows: the checkpoint."""
         before: list[int] = []
         left: list[int] = []
-        train_, tally = Pass._train, Pass._tally
+        train_, tally = Pass.training, Pass._tally
 
         def leave_much() -> None:
             # Of a size that the C library never takes from the system one by one.
@@ -194,7 +194,7 @@ class TestMoments:
             leave_much()
             return outcome
 
-        monkeypatch.setattr(Pass, "_train", trained)
+        monkeypatch.setattr(Pass, "training", trained)
         monkeypatch.setattr(Pass, "_tally", evaluated)
         Pass.of(vit, train, to_device(quadrants, CPU)).epoch([1])
         before.append(held_memory(CPU))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 
 from visweep.config import ModelConfig, TrainConfig
 from visweep.data.resident import ResidentData
+from visweep.training.device import used
 from visweep.training.memory import insist
-from visweep.training.passes import Pass
+from visweep.training.passes import FIRST_STEPS, Pass
 
-_WARM_STEPS, _TIMED_STEPS = 2, 4
+_TIMED_STEPS = 4
 
 
 def seconds_per_epoch(model: ModelConfig, train: TrainConfig, data: ResidentData) -> float:
@@ -22,28 +22,30 @@ def seconds_per_epoch(model: ModelConfig, train: TrainConfig, data: ResidentData
     Raises:
         OutOfMemory: it does not fit in memory.
     """
-    return insist(lambda: _measured(model, train, data), "the model")
+    with used(data.device):
+        return insist(lambda: _measured(model, train, data), "the model")
 
 
 def _measured(model: ModelConfig, train: TrainConfig, data: ResidentData) -> float:
     run = Pass.of(model, train, data)
-    order = torch.arange(train.batch_size, device=data.device).expand(len(train.seeds), -1)
-    run.model.train()
-    # A run may be shorter than what is timed.
-    steps = itertools.cycle(range(len(run.factors[0])))
-    for _ in range(_WARM_STEPS):
-        run.step([next(steps)], order)
+    steps = _without_end(run)
+    # On a GPU the last of these is captured, and those to come are replayed.
+    for _ in range(FIRST_STEPS + 1):
+        next(steps)
     # The fastest of them: others use this machine, too.
-    seconds = [
-        _seconds(lambda: run.step([next(steps)], order), data.device) for _ in range(_TIMED_STEPS)
-    ]
-    return min(seconds) * run.steps_per_epoch
+    return min(_seconds(steps, data.device) for _ in range(_TIMED_STEPS)) * run.steps_per_epoch
 
 
-def _seconds(compute: Callable[[], object], device: torch.device) -> float:
+def _without_end(run: Pass) -> Iterator[None]:
+    """Steps of the first epoch, again and again: it may be shorter than what is timed."""
+    while True:
+        yield from run.training([1])
+
+
+def _seconds(steps: Iterator[None], device: torch.device) -> float:
     _wait(device)
     started = time.perf_counter()
-    compute()
+    next(steps)
     _wait(device)
     return time.perf_counter() - started
 

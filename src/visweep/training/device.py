@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -44,6 +45,16 @@ def use(device: torch.device) -> None:
     """What is asked of "the" GPU in this thread is asked of this one from now on."""
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)  # it takes no device without a number
+
+
+def used(device: torch.device) -> AbstractContextManager[object]:
+    """What is asked of "the" GPU in this thread is asked of this one meanwhile."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def replays(device: torch.device) -> bool:
+    """Whether what is computed again and again is captured there once, and then replayed."""
+    return device.type == "cuda"
 
 
 def wait_for(device: torch.device) -> None:

@@ -240,7 +240,7 @@ def memory_amounts(
     counted = (
         _stored_by_convnet(model)
         if isinstance(model, ConvNetConfig)
-        else _stored_by_vit(model, narrow=on_cpu and precision == "bfloat16")
+        else _stored_by_vit(model, on_cpu=on_cpu, narrow=precision == "bfloat16")
     )
     pixels = model.in_chans * model.image_size**2
     weight = replicas * max(4, size)
@@ -304,17 +304,19 @@ class _Stored:
     matrix: int
 
 
-def _stored_by_vit(model: ViTConfig, narrow: bool) -> _Stored:
-    """Args: narrow: whether it computes in bfloat16 on the CPU."""
+def _stored_by_vit(model: ViTConfig, *, on_cpu: bool, narrow: bool) -> _Stored:
+    """Args: narrow: whether it computes in bfloat16."""
     width, tokens, hidden = model.embed_dim, model.num_tokens, hidden_width(model)
-    scores = model.num_heads * tokens**2
+    all_scores = model.num_heads * tokens**2
+    # A GPU's attention without dropout makes none: see `visweep.models.layers.attention`.
+    scores = all_scores if on_cpu or model.attn_drop else 0
     # Of each block: the norms' inputs and outputs, query (also as it was scaled), key, value, and
     # what attention gave.
     block = tokens * ((5 + 2 * norms(model)) * width + 2 * hidden) + scores
     # And what nothing keeps: query, key and value as they were before they were copied; the
     # attention of the heads, then of all, and what the MLP gave; the scores.
     passing = 6 * tokens * width + scores
-    if narrow and 8 <= tokens < 32:  # see `visweep.models.layers.softmax`
+    if on_cpu and narrow and 8 <= tokens < 32:  # see `visweep.models.layers.softmax`
         block += 2 * scores
         passing += 2 * scores
     masks = 0
@@ -334,7 +336,7 @@ def _stored_by_vit(model: ViTConfig, narrow: bool) -> _Stored:
     )
     return _Stored(
         steps=(step,),
-        evaluated=tokens * 4 * width + 2 * scores,
+        evaluated=tokens * 4 * width + (2 * all_scores if on_cpu else 0),
         matrix=width * hidden,
     )
 

@@ -11,7 +11,7 @@ from visweep.config import ConvNetConfig, ModelConfig, TrainConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
 from visweep.errors import UsageError
-from visweep.training.device import reset_peak_memory, resolve_device
+from visweep.training.device import reset_peak_memory, resolve_device, used
 from visweep.training.memory import insist
 from visweep.training.passes import Member
 from visweep.training.resolve import require_batch
@@ -59,13 +59,14 @@ def fit(
     require_fit(model_config, train_config, data)
     reset_peak_memory(data.device)
     member = Member(model_config, train_config)
-    return insist(
-        lambda: _fit(
-            Run(member, data, on_epoch, checkpoint),
-            Rounds(data, others_beside=others_beside, room=room),
-        ),
-        "the model",
-    )
+    with used(data.device):
+        return insist(
+            lambda: _fit(
+                Run(member, data, on_epoch, checkpoint),
+                Rounds(data, others_beside=others_beside, room=room),
+            ),
+            "the model",
+        )
 
 
 def _fit(run: Run, rounds: Rounds) -> FitResult:

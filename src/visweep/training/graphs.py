@@ -7,15 +7,18 @@ from, and leaves its outcome in, tensors that stay where they are.
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from visweep.errors import OutOfMemory
 from visweep.training.evaluate import Predicted
-from visweep.training.memory import is_out_of_memory
+from visweep.training.memory import drop_work_space, is_out_of_memory
 
 _log = logging.getLogger(__name__)
 _told: set[str] = set()
@@ -26,6 +29,7 @@ class Graph:
 
     Args:
         work: does it; it was done before, so that nothing is made for the first time in it.
+        device: that it is done on.
         generators: that it draws from. What it draws depends on how they are seeded when it is
             replayed, not on how they were.
 
@@ -34,24 +38,57 @@ class Graph:
     """
 
     def __init__(
-        self, work: Callable[[], object], generators: Sequence[torch.Generator] = ()
+        self,
+        work: Callable[[], object],
+        device: torch.device,
+        generators: Sequence[torch.Generator] = (),
     ) -> None:
-        self._graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            self._graph.register_generator_state(generator)
-        # In a lane on the lane's own stream: graphs captured on one stream share work space.
-        own = torch.cuda.current_stream()
-        stream = None if own == torch.cuda.default_stream() else own
-        with torch.cuda.graph(self._graph, stream=stream):
-            work()
+        own = torch.cuda.current_stream(device)
+        # In a lane on the lane's own stream, which no other lane computes on meanwhile.
+        beside = own == torch.cuda.default_stream(device)
+        stream = _side_stream(device) if beside else own
+        # Where a capture fails, torch leaves its stream behind as the current one.
+        with _undisturbed(), torch.cuda.stream(own):
+            self._graph = torch.cuda.CUDAGraph()
+            for generator in generators:
+                self._graph.register_generator_state(generator)
+            with torch.cuda.graph(self._graph, stream=stream):
+                work()
 
     def replay(self) -> None:
         """Do it."""
         self._graph.replay()
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What is captured meanwhile has work space of its own for matrix products, and no other
+    graph goes.
+
+    Torch keeps one such space for each stream, which the kernels of all graphs captured there
+    write to, and gives it up with the first of these that goes
+    (https://github.com/pytorch/pytorch/issues/193402).
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    drop_work_space()
+    try:
+        yield
+    finally:
+        drop_work_space()
+        if collects:
+            gc.enable()
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Torch would take one of the first device that it captured on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 def captured(
     work: Callable[[], object],
+    device: torch.device,
     generators: Sequence[torch.Generator] = (),
     *,
     or_fail: bool = False,
@@ -59,14 +96,14 @@ def captured(
     """The work as a graph; None where it cannot be captured, which is logged once per cause.
 
     Args:
-        work, generators: see `Graph`.
+        work, device, generators: see `Graph`.
         or_fail: where memory is short, since others could make room.
 
     Raises:
         OutOfMemory: it was to fail, and memory is short.
     """
     try:
-        return Graph(work, generators)
+        return Graph(work, device, generators)
     except RuntimeError as e:
         if or_fail and _for_want_of_memory(e):
             raise OutOfMemory(f"capturing a step does not fit in memory: {e}") from e
@@ -112,6 +149,6 @@ class Forward:
     def _capture(self, predicted: Predicted, images: Tensor) -> None:
         given = images.clone()
         logits = predicted(given)
-        graph = captured(lambda: logits.copy_(predicted(given)))
+        graph = captured(lambda: logits.copy_(predicted(given)), images.device)
         self._refused = graph is None
         self._captured = None if graph is None else (given, logits, graph)

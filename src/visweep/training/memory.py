@@ -136,8 +136,14 @@ def give_back() -> None:
     """Let others have what torch and the C library keep for later."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         gc.collect()  # a captured step and its pass hold each other
+        drop_work_space()
         torch.cuda.empty_cache()
     trim()
+
+
+def drop_work_space() -> None:
+    """Have torch take the work space of a GPU's matrix products anew when it next wants some."""
+    torch._C._cuda_clearCublasWorkspaces()
 
 
 def trim() -> None:

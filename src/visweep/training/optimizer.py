@@ -21,6 +21,9 @@ from torch.optim.adamw import adamw
 from visweep.config import TrainConfig
 from visweep.models.layers import decayed_parameters, wide_parameters
 
+_ALIGNED = 64
+"""Numbers: a GPU's fastest matrix products want theirs to begin at a multiple of 16 bytes."""
+
 
 class FlatParameters:
     """All parameters of a stacked model and their gradients, as two (K, P) buffers.
@@ -67,7 +70,8 @@ class FlatParameters:
         copies = narrow is not None and narrow != dtype
         self._narrow = [*matrices, *others] if copies else []
         self._wide = self._parameters[len(self._narrow) :]
-        self._copy = self.values[:, : _columns(self._narrow)].to(narrow or dtype)
+        self._copy = _rows(replicas, _columns(self._narrow), narrow or dtype, device)
+        self.refresh()
         _point(self._narrow, self._copy)
         _point(self._wide, self.values[:, self._copy.shape[1] :])
         self._runs = _runs(self._parameters, sections=[len(self._narrow)])
@@ -149,6 +153,12 @@ def _differ(pair: Sequence[Tensor]) -> bool:
 def _columns(parameters: Sequence[Tensor]) -> int:
     """How many numbers one replica has in them."""
     return sum(p[0].numel() for p in parameters)
+
+
+def _rows(count: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(count, width), each row beginning at a multiple of `_ALIGNED`."""
+    stride = -(-width // _ALIGNED) * _ALIGNED
+    return torch.zeros(count, stride, dtype=dtype, device=device)[:, :width]
 
 
 def _point(parameters: Sequence[nn.Parameter], buffer: Tensor) -> None:

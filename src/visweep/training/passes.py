@@ -25,6 +25,7 @@ from visweep.models.layers import initialise
 from visweep.training.device import (
     compute_dtype,
     master_dtype,
+    replays,
     reset_peak_memory,
     wait_for,
 )
@@ -40,7 +41,7 @@ from visweep.training.unattended import Unattended
 
 _T = TypeVar("_T")
 
-_FIRST_STEPS = 2
+FIRST_STEPS = 2
 """Of a pass are not replayed: in them all that a step makes once is made."""
 
 
@@ -166,7 +167,7 @@ class Pass:
     def pieces(self, numbers: Sequence[int]) -> Pieces[list[EpochResult]]:
         """The same step by step, none of which waits for a GPU but the last ones."""
         started = time.perf_counter()
-        train_loss = yield from self._train(numbers)
+        train_loss = yield from self.training(numbers)
         self._trim()
         trained = time.perf_counter()
         counted = yield from self._count(numbers)
@@ -194,7 +195,8 @@ class Pass:
         if self.data.device.type == "cpu":
             trim()
 
-    def _train(self, numbers: Sequence[int]) -> Pieces[tuple[float, ...]]:
+    def training(self, numbers: Sequence[int]) -> Pieces[tuple[float, ...]]:
+        """An epoch's steps without its evaluation, one by one; returns the losses, (K,)."""
         size = self.config.batch_size
         draws = self.draws.at_each("epoch", self._by_row(numbers))
         order = draws.permutation(len(self.data.train), "order")
@@ -203,7 +205,7 @@ class Pass:
         self.model.train()
         for index in range(self.steps_per_epoch):
             steps = [step + index for step in first]
-            if (self._graph or index == _FIRST_STEPS) and (graph := self._captured()):
+            if (self._graph or index == FIRST_STEPS) and (graph := self._captured()):
                 left = self.steps_per_epoch - index
                 total = yield from self._replayed(graph, steps, left, order, total)
                 break
@@ -213,11 +215,11 @@ class Pass:
 
     def _captured(self) -> Graph | None:
         """The steps to come as a graph, which is captured once; None where there is none."""
-        wanted = self.data.device.type == "cuda" and not self.micro.divided
+        device = self.data.device
+        wanted = replays(device) and not self.micro.divided
         if wanted and self._graph is None:
-            unattended, draws = self._unattended, self.draws
-            step = partial(unattended.step, draws)
-            self._graph = captured(step, draws.generators, or_fail=self.beside) or False
+            step, generators = partial(self._unattended.step, self.draws), self.draws.generators
+            self._graph = captured(step, device, generators, or_fail=self.beside) or False
         return (wanted and self._graph) or None
 
     def _replayed(
@@ -350,7 +352,7 @@ class Pass:
         # Images of each replica's own have another shape than those that all of them see.
         forward = self._forwards.get(seen is None)
         # What is evaluated once is not worth capturing.
-        if self.data.device.type != "cuda" or forward is None:
+        if not replays(self.data.device) or forward is None:
             self._forwards[seen is None] = Forward()
             return tally(*arguments, seen=seen)
         return tally(*arguments, forward, seen)

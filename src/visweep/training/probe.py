@@ -20,9 +20,10 @@ from visweep.config import ModelConfig, TrainConfig
 from visweep.data.dataset import Dataset, Split
 from visweep.data.resident import ResidentData, to_device
 from visweep.errors import OutOfMemory
-from visweep.training.device import held_memory
+from visweep.training.device import held_memory, replays, used
 from visweep.training.estimate import EVALUATED, Amounts, Calibration, amounts, memory_amounts
 from visweep.training.fit import fit
+from visweep.training.lanes import all_of
 from visweep.training.memory import give_back, insist, small_pages
 from visweep.training.passes import Pass
 
@@ -35,9 +36,11 @@ _LEAST_TIMES, _MOST_TIMES = 2, 10
 _SECONDS = 0.05
 """For so long a pass is repeated in a burst, between these bounds."""
 _ROUNDS = 12
-_STEPS = {"cpu": 8, "cuda": 1}
-"""Of a run whose memory is measured, by type of device: on the CPU the later ones find the heap in
-pieces, and take more. After about as many it hardly grows."""
+_STEPS = {"cpu": 8, "cuda": 16}
+"""Of an epoch, by type of device: on the CPU the later ones find the heap in pieces, and take more
+memory. After about as many it hardly grows. On a GPU all but the first ones are replayed."""
+_UNTIL_REPLAYED = 2
+"""Epochs, or evaluations: then all is captured that will be."""
 LITTLE = 2.0**20
 """Bytes: what is less depends on what the allocator has at hand."""
 
@@ -227,7 +230,8 @@ def _widest(trains: Sequence[TrainConfig]) -> TrainConfig:
 
 def _attempted(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Measured | None:
     try:
-        return insist(lambda: _measured(model, train, data), "the model")
+        with used(data.device):
+            return insist(lambda: _measured(model, train, data), "the model")
     except OutOfMemory:
         return None
 
@@ -236,12 +240,19 @@ def _measured(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Mea
     """In one burst, which begins with the run so that nothing is compiled in what is timed."""
     device = data.device
     held, peak = _held_by_a_run(model, train, data)
-    order = torch.arange(train.batch_size, device=device).expand(len(train.seeds), -1)
     run = Pass.of(model, train, data)
-    run.model.train()
-    step = _seconds(lambda: run.step([0], order), device)
+    step = _seconds_of_a_step(run, train)
     evaluation = _seconds(lambda: run.evaluate(data.val), device)
     return Measured(step, evaluation, max(0.0, peak - held), held)
+
+
+def _seconds_of_a_step(run: Pass, train: TrainConfig) -> float:
+    device = run.data.device
+    if replays(device):
+        return _seconds(lambda: all_of(run.training([1])), device) / run.steps_per_epoch
+    order = torch.arange(train.batch_size, device=device).expand(len(train.seeds), -1)
+    run.model.train()
+    return _seconds(lambda: run.step([0], order), device)
 
 
 def _held_by_a_run(
@@ -262,6 +273,8 @@ def _seconds(compute: Callable[[], object], device: torch.device) -> float:
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
     taken: list[float] = []
+    for _ in range(_UNTIL_REPLAYED if replays(device) else 0):
+        compute()
     _wait(device)
     while len(taken) < _LEAST_TIMES or (sum(taken) < _SECONDS and len(taken) < _MOST_TIMES):
         started = clock()

@@ -57,7 +57,9 @@ class Unattended:
             order: (K, images) int64, those of the epoch in their order.
             losses: (K,) float64, the sum over the steps so far.
         """
-        self._step.copy_(torch.tensor(steps)[:, None])
+        # Each travels as a kernel's argument, which no copy waits for.
+        for row, step in zip(self._step, steps, strict=True):
+            row.fill_(step)
         self._order.copy_(order)
         self._losses.copy_(losses)
 
