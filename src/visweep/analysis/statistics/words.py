@@ -89,18 +89,24 @@ def could_have_shown(rows: Sequence[Row]) -> str:
     return f"With {number}, an effect of {size} would have been shown in 4 of 5 studies."
 
 
-def of_other_images(errors: Sequence[float]) -> str:
+def of_other_images(errors: Sequence[float], rows: int) -> str:
     """What the choice of validation images adds, as a sentence; empty if that is not known.
 
     Args:
         errors: standard errors of accuracies by that choice, in points.
+        rows: how many comparisons the table has, each of two accuracies on the same images.
     """
     if not errors:
         return ""
-    return (
+    moved = (
         f"Other validation images would move an accuracy by about ±{fmean(errors):.1f}{GAP}points "
-        "(one standard error), both sides of a row mostly alike; the intervals here are about "
-        "training again on the same images."
+        "(one standard error)"
+    )
+    if not rows:
+        return f"{moved}."
+    return (
+        f"{moved}, both sides of a row mostly alike; the intervals here are about training again "
+        "on the same images."
     )
 
 
