@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from arms_studies import arms_of_report, run_of, runs_of_report, specification_of
-from visweep.analysis.changes import cells, headings, lines, over_seeds, tally
+from visweep.analysis.ablation import ablation_table
+from visweep.analysis.changes import cells, headings, lines, over_seeds, remarks, tally
 from visweep.analysis.comma_separated import to_csv
 from visweep.analysis.contents import sheets
 from visweep.analysis.document import Table
@@ -168,3 +169,6 @@ def test_arms_without_changes_are_told_by_how_many_runs_they_have(new_study: New
     study = new_study("unequal", runs, specification=specification_of(arms))
     words = repr(document(study).opening).replace("\\xa0", " ")
     assert "2 configurations over 1 to 3 seeds each; the highest mean" in words
+    specification = Specification.from_stored(study.user_attrs["visweep:specification"])
+    said = " ".join(remarks(ablation_table(specification, runs)))
+    assert said.endswith("points (one standard error).")

@@ -97,6 +97,7 @@ def test_the_words_beside_it(comparison: optuna.Study) -> None:
     assert "would have been shown in 4 of 5 studies." in words
     assert "To show an effect of 1 point in 4 of 5 studies would take about" in words
     assert "Other validation images would move an accuracy by about ±0.4 points" in words
+    assert "both sides of a row mostly alike" in words
 
 
 def test_the_table_in_the_form_of_the_report(comparison: optuna.Study) -> None:

@@ -16,6 +16,7 @@ from optuna.trial import TrialState, create_trial
 
 from arms_studies import arms_of_report
 from visweep.analysis.overview import COMPANIONS, read
+from visweep.analysis.pruning import POOL, SAMPLE
 from visweep.analysis.report import document
 from visweep.cli.ablate import Wanted as Ablated
 from visweep.cli.ablate import ablate
@@ -30,7 +31,7 @@ from visweep.config import DataConfig, TrainConfig, ViTConfig
 from visweep.errors import UsageError
 from visweep.search.arms import arms_specification
 from visweep.search.study import open_study
-from visweep.storage.companions import companions
+from visweep.storage.companions import companion_name, companions, source_name
 from visweep.storage.engine import Storage
 from visweep.storage.merge import merge
 from visweep.storage.opening import open_storage
@@ -139,6 +140,28 @@ def run(command: str, url: str) -> Any:
     return pruned(Pruned(study="night", sample=1, dry_run=False, local=local))
 
 
+def test_a_copy_that_is_older_than_what_was_made_of_the_original_is_refused(
+    storage: Storage, url: str, tmp_path: Path
+) -> None:
+    """Its pruned trials are others."""
+    study = search(storage)
+    number = study.trials[-1].number
+    names = [f"trial {number}", f"trial {number + 1}"]
+    arm = Arm(model=SEARCH.model, train=SEARCH.train)
+    made = arms_specification(
+        dict.fromkeys(names, arm), first_seed=0, data=DataConfig(), fingerprint="f",
+        precision="auto",
+    )  # fmt: skip
+    attributes = {
+        OF: made_of("night", study.user_attrs[STUDY_ID], "pruned"),
+        SAMPLE: {"nearest": [], "random": [number], "others": 2},
+        POOL: {"nearest": [number, number + 1], "drawn": [number, number + 1]},
+    }
+    open_study(storage, "night-pruned", made, 1, attributes=attributes)
+    with pytest.raises(UsageError, match=f"'night-pruned' trains trial {number + 1}, which"):
+        run("pruned", url)
+
+
 @pytest.mark.parametrize("command", ["ablation", "race", "pruned"])
 def test_what_was_made_of_a_deleted_study_is_not_gone_on_with(
     storage: Storage, url: str, command: str
@@ -198,6 +221,42 @@ def test_renamed_copies_find_each_other(storage: Storage, tmp_path: Path) -> Non
     words = repr(document(study))
     assert "Study 0 of them (made when this one was called night), the best" in words
     there.close()
+
+
+def test_commands_go_on_with_what_was_made_under_a_former_name(
+    storage: Storage, tmp_path: Path
+) -> None:
+    make_of(search(storage), storage, "race", "ablation")
+    there = open_storage(f"sqlite:///{tmp_path}/there.db")
+    study = copied(storage, "night", there, "day")
+    for kind in ("race", "ablation"):
+        assert companion_name(study, kind) == f"day-{kind}"
+        assert source_name(copied(storage, f"night-{kind}", there, f"the {kind}")) == "day"
+    assert companion_name(study, "race") == "the race"
+    assert companion_name(study, "pruned") == "day-pruned"
+    # One that was begun anew is this one's own.
+    make_of(study, there, "ablation")
+    assert companion_name(study, "ablation") == "day-ablation"
+    there.close()
+
+
+def test_commands_take_nothing_of_the_original_beside_a_copy(storage: Storage) -> None:
+    make_of(search(storage), storage, "race")
+    copy = copied(storage, "night", storage, "copy")
+    assert companion_name(copy, "race") == "copy-race"
+    race_study = optuna.load_study(study_name="night-race", storage=storage)
+    assert source_name(race_study) == "night"
+    assert source_name(copy) is None
+
+
+def test_one_that_was_given_a_name_is_not_gone_on_with_unasked(storage: Storage) -> None:
+    study = search(storage)
+    of = made_of("night", study.user_attrs[STUDY_ID], "ablation")
+    mine = open_study(storage, "mine", MADE, 4, attributes={OF: of}).study
+    assert companion_name(study, "ablation") == "night-ablation"
+    assert source_name(mine) == "night"
+    delete_study(study, storage)
+    assert source_name(mine) is None
 
 
 def test_unpacked_under_another_name(storage: Storage, url: str, tmp_path: Path) -> None:

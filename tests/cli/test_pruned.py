@@ -7,7 +7,18 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import FrozenTrial, TrialState
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from visweep.cli.companions import Source, source_of
+from visweep.cli.join import Local
+from visweep.cli.pruned import ROOM, Wanted, _begun, _Chosen, _new
+from visweep.config import DataConfig, TrainConfig, ViTConfig
+from visweep.errors import UsageError
+from visweep.search.arms import arms_specification
+from visweep.search.study import open_study
+from visweep.storage.opening import open_storage
+from visweep.storage.specification import OF, SPECIFICATION, Arm, Specification, made_of
 
 SEARCH = ["--trials", 10, "--train-size", 300, "--epochs", 4, "--seeds", 2, "--workers", 1]
 
@@ -93,6 +104,100 @@ def test_a_sample_of_an_earlier_version_does_not_grow(
     storage.engine.dispose()
     line = launcher.run(*run, "--sample", 2).refusal()
     assert line.startswith("--sample: 'night-pruned' was begun by an earlier version, with 1 pru")
+
+
+SPACE = {"depth": CategoricalDistribution([2, 4])}
+MANY = Specification(
+    space=SPACE,
+    data=DataConfig(),
+    fingerprint="f",
+    model=ViTConfig(depth=4),
+    train=TrainConfig(epochs=2),
+    sampler="tpe",
+    pruner="none",
+    seed=0,
+)
+
+
+def many_pruned(url: str, count: int) -> None:
+    """A search, one trial of which completed."""
+    storage = open_storage(url)
+    study = open_study(storage, "night", MANY, 0).study
+    states = [TrialState.COMPLETE, *[TrialState.PRUNED] * count]
+    study.add_trials(
+        [
+            create_trial(
+                state=state,
+                value=0.9 if state == TrialState.COMPLETE else 0.5,
+                params={"depth": 2},
+                distributions=dict(SPACE),
+                intermediate_values={1: 0.5},
+                user_attrs={"provenance": {}},
+            )
+            for state in states
+        ]
+    )
+    storage.close()
+
+
+def asked(url: str, sample: int) -> Wanted:
+    local = Local(
+        storage=url, data_dir=None, artifacts=None, device="cpu", workers=1, pack=1, timeout=None
+    )
+    return Wanted(study="night", sample=sample, dry_run=True, local=local)
+
+
+def begin(url: str, source: Source, chosen: _Chosen) -> int:
+    """Make the study as the command does, but for training; returns how long it is."""
+    arm = Arm(model=MANY.model, train=MANY.train)
+    arms = arms_specification(
+        {f"trial {number}": arm for number in chosen.arms},
+        first_seed=0,
+        data=DataConfig(),
+        fingerprint="f",
+        precision="auto",
+    )
+    storage = open_storage(url)
+    of = {OF: made_of("night", source.identifier, "pruned")}
+    attributes = {**of, **chosen.attributes, **chosen.renewed}
+    made = open_study(storage, "night-pruned", arms, 1, attributes=attributes).study
+    length = len(str(made.user_attrs[SPECIFICATION]))
+    storage.close()
+    return length
+
+
+@pytest.mark.parametrize("first", [5, ROOM + 20])
+def test_a_study_has_room_for_some_hundred_of_thousands(tmp_path: Path, first: int) -> None:
+    url = f"sqlite:///{tmp_path}/studies.db"
+    many_pruned(url, 3000)
+    source = source_of("night", asked(url, first).local)
+    chosen = _new(asked(url, first), source)
+    room = max(ROOM, first)
+    assert len(chosen.arms) == len({*chosen.arms}) == room
+    assert chosen.arms[:first] == chosen.sample.numbers
+    assert chosen.sample.others == 3000 - first // 2
+    assert begin(url, source, chosen) < 1500 * room
+    grown = _begun(asked(url, room), source, "night-pruned")
+    assert grown is not None
+    assert {*grown.sample.numbers} == {*grown.arms} == {*chosen.arms}
+    with pytest.raises(UsageError) as refused:
+        _begun(asked(url, room + 1), source, "night-pruned")
+    line = str(refused.value)
+    assert f"was begun with room for {room} pruned trials; accepted: {first} to {room}, " in line
+    assert line.endswith(f"or more after: visweep delete night-pruned --storage {url}")
+
+
+def test_a_study_of_all_pruned_trials_goes_on(tmp_path: Path) -> None:
+    """As earlier versions made them."""
+    url = f"sqlite:///{tmp_path}/studies.db"
+    many_pruned(url, ROOM + 50)
+    source = source_of("night", asked(url, 5).local)
+    chosen = _new(asked(url, 5), source)
+    others = [n for n in range(1, ROOM + 51) if n not in chosen.sample.numbers]
+    begin(url, source, _Chosen(chosen.sample, chosen.pool, (*chosen.sample.numbers, *others)))
+    grown = _begun(asked(url, 2 * ROOM), source, "night-pruned")
+    assert grown is not None
+    assert len(grown.arms) == len(grown.sample.numbers) == ROOM + 50
 
 
 def test_a_study_without_pruned_trials_is_refused(

@@ -269,6 +269,41 @@ class TestGoingOn:
         assert here.raced().test == decided.raced().test
 
     @pytest.mark.slow
+    def test_moved_and_renamed_it_goes_on(
+        self, races: Any, decided: Races, wait_for: Any, tmp_path: Path
+    ) -> None:
+        """Begun anew, it would look at the test images once more."""
+        here = races()
+        process = here.start("--top", 3, "--seeds", "3..10")
+        wait_for(lambda: "[1/9]" in process.stdout)
+        process.signal(signal.SIGINT)
+        process.wait()
+        there = Races(here.launcher, tmp_path / "there")
+        there.folder.mkdir()
+        for name, new in (("greys", "day"), ("greys-race", "of the greys")):
+            for command in (
+                ("pack", name, "-o", here.folder / "moved", *here.storage),
+                ("unpack", here.folder / "moved", "--study", new, *there.storage),
+            ):
+                done = there.launcher.run("visweep", *command)
+                assert (done.status, done.stderr) == (0, "")
+            (here.folder / "moved").unlink()
+        refused = there.start(study="of the greys").wait().refusal()
+        assert refused.endswith("go on with it: visweep race day")
+        on = there.launcher.run(
+            "visweep", "resume", "of the greys", "--workers", 1, *there.storage
+        )
+        assert (on.status, on.stderr) == (0, "")
+        again = f"visweep race day {' '.join(there.storage)}"
+        assert f"the test images are looked at, once, by: {again}" in on.stdout
+        told = there.run(study="day").stdout
+        going_on = "going on with of the greys, which was made of day when that was called greys"
+        assert told.startswith(going_on)
+        assert set(optuna.get_all_study_names(there.storage[1])) == {"day", "of the greys"}
+        attributes = there.study("of the greys").user_attrs
+        assert attributes[TEST]["by_seed"] == decided.study().user_attrs[TEST]["by_seed"]
+
+    @pytest.mark.slow
     def test_ctrl_c_says_how_to_go_on(self, races: Any, decided: Races, wait_for: Any) -> None:
         here = races()
         process = here.start("--top", 3, "--seeds", "3..10")

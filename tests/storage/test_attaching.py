@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +64,14 @@ def shown(one: Any, place: Place) -> dict[str, bytes]:
 
 def is_shown(one: Any, place: Place, contents: dict[str, bytes]) -> bool:
     """All of this, a note that speaks of it, and no other file."""
-    return (
-        shown(one, place) == contents
-        and f"note of {contents['report.html'].decode()}" in get_note(one.study)
-        and len(place.names()) == len(contents)
-    )
+    return is_shown_among_others(one, place, contents) and len(place.names()) == len(contents)
+
+
+def is_shown_among_others(one: Any, place: Place, contents: dict[str, bytes]) -> bool:
+    """The same, but somebody may be writing files that nothing speaks of yet."""
+    return shown(
+        one, place
+    ) == contents and f"note of {contents['report.html'].decode()}" in get_note(one.study)
 
 
 def refuse_notes(one: Any) -> Callable[[], None]:
@@ -220,6 +225,67 @@ def test_one_that_was_killed_leaves_nothing_for_good(one: Any, place: Place) -> 
     assert shown(one, place) == AFTER
     put(one, place, BEFORE)
     assert is_shown(one, place, BEFORE)
+
+
+@pytest.fixture
+def child(one: Any, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Begin a process that attaches; see `attaching_child.py`."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str) -> subprocess.Popen[str]:
+        script = Path(__file__).with_name("attaching_child.py")
+        begun.append(
+            subprocess.Popen(
+                [sys.executable, script, one.url, tmp_path / "artifacts", *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        assert said(begun[-1]) == "begins"
+        return begun[-1]
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def files_of(label: str) -> dict[str, bytes]:
+    """As `attaching_child.py` has them."""
+    names = ("report.html", "figure-0.png", "figure-1.png", "figure-2.png")
+    return {name: f"<p>{label}".encode() for name in names}
+
+
+@everywhere
+@pytest.mark.parametrize("killed", [False, True], ids=["goes on", "killed"])
+def test_two_processes_take_turns(
+    one: Any, tmp_path: Path, child: Callable[..., subprocess.Popen[str]], killed: bool
+) -> None:
+    """They would write to the same ids, and of one's page and the other's figures make a mix."""
+    place = Folder(tmp_path / "artifacts")
+    put(one, place, files_of("before"))
+    first = child("first", "half")
+    assert said(first) == "half"
+    second = child("second")
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(0.5)
+    assert is_shown_among_others(one, place, files_of("before"))
+    # Workers need not wait.
+    one.want(1)
+    one.run()
+    if killed:
+        first.kill()
+    else:
+        first.communicate("\n")
+        assert first.returncode == 0
+    assert second.wait(60) == 0
+    assert is_shown(one, place, files_of("second"))
 
 
 def test_copies_of_which_one_was_attached_to_again_unite(

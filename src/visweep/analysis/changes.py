@@ -183,7 +183,7 @@ def remarks(table: AblationTable) -> list[str]:
         decides(table.verdicts) if table.rows else "",
         could_have_shown(table.verdicts.rows),
         needed(table.verdicts),
-        of_other_images(errors),
+        of_other_images(errors, len(table.rows)),
     ]
     return [each for each in said if each]
 

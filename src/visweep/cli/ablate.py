@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from visweep.cli.companions import Source, begun, companion, source_of
+from visweep.cli.companions import Source, begun, companion, name_of, source_of
 from visweep.cli.join import Local
 from visweep.cli.studies import opened
 from visweep.cli.sweep import train_all
@@ -41,7 +41,8 @@ def ablate(wanted: Wanted) -> int:
         raise UsageError(f"--seeds: {wanted.seeds} is not accepted; accepted: 1 to {MOST_SEEDS}")
     source = source_of(wanted.study, wanted.local)
     kind = {"baseline": "ablation"}.get(wanted.to, wanted.to)
-    former = _begun_with(wanted, source, kind)
+    made = wanted.name or name_of(source, kind, wanted.local)
+    former = _begun_with(wanted, source, kind, made)
     winner = source.chosen(former if wanted.trial is None else wanted.trial)
     changes = CHANGES[wanted.to](source, winner.params)
     name = f"trial {winner.number}"
@@ -58,16 +59,15 @@ def ablate(wanted: Wanted) -> int:
         wanted.local,
         first_seed=source.fresh_seed,
         trials=len(arms) * wanted.seeds,
-        name=wanted.name,
+        name=made,
         renamed_by="--name",
     )
     return train_all(prepared, wanted.dry_run)
 
 
-def _begun_with(wanted: Wanted, source: Source, kind: str) -> int | None:
+def _begun_with(wanted: Wanted, source: Source, kind: str, made: str) -> int | None:
     """The trial whose ablation has begun already, so that seeds are added to it though the search
     may have gone on; None where none has."""
-    made = wanted.name or f"{source.name}-{kind}"
     with opened(wanted.local.storage, source.name) as (study, storage):
         former = begun(study, storage, made, kind, wanted.local, renamed_by="--name")
     if SPECIFICATION not in former:

@@ -11,10 +11,10 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from visweep import data
+from visweep import data, text
 from visweep.analysis.runs import is_ours
 from visweep.cli.join import Local
-from visweep.cli.options import artifacts_place, storage_url
+from visweep.cli.options import artifacts_place, console, storage_url
 from visweep.cli.prepare import Prepared
 from visweep.cli.studies import opened
 from visweep.cli.sweep import Asked
@@ -23,6 +23,7 @@ from visweep.search.arms import arms_specification
 from visweep.search.duplicates import trained_as
 from visweep.search.study import images_folder, specification_of
 from visweep.search.summary import finished
+from visweep.storage.companions import companion_name, companions
 from visweep.storage.engine import Storage
 from visweep.storage.specification import (
     OF,
@@ -103,6 +104,12 @@ def source_of(study: str, local: Local) -> Source:
         )
 
 
+def name_of(source: Source, kind: str, local: Local) -> str:
+    """What the study is called, or will be, that a command makes of another one."""
+    with opened(local.storage, source.name) as (study, _):
+        return companion_name(study, kind)
+
+
 def begun(
     study: optuna.Study,
     storage: Storage,
@@ -113,7 +120,8 @@ def begun(
     renamed_by: str | None = None,
 ) -> Mapping[str, Any]:
     """What a study keeps of itself that an earlier command made of another one, to go on with it;
-    nothing where there is none yet.
+    nothing where there is none yet. Where it was made under another name of that one, a line says
+    so.
 
     Args:
         study: the other one.
@@ -130,8 +138,16 @@ def begun(
         return {}
     attributes = optuna.load_study(study_name=name, storage=storage).user_attrs
     identifier = study.user_attrs.get(STUDY_ID)
-    is_own = is_made_of(attributes, study.study_name, identifier, kind)
-    if SPECIFICATION in attributes and not is_own:
+    if is_made_of(attributes, study.study_name, identifier, kind):
+        return attributes
+    if name in companions(study).get(kind, ()):
+        former = attributes[OF]["study"]
+        text.print_line(
+            console(),
+            f"going on with {name}, which was made of {study.study_name} when that was called "
+            f"{former}",
+        )
+    elif SPECIFICATION in attributes:
         other = "" if renamed_by is None else f"give another {renamed_by}, or "
         raise UsageError(
             f"STUDY: {name!r} is there already, and this command did not make it of this "
@@ -154,7 +170,7 @@ def companion(
     *,
     first_seed: int,
     trials: int,
-    name: str | None = None,
+    name: str,
     attributes: Mapping[str, Any] = MappingProxyType({}),
     renamed_by: str = "STUDY",
 ) -> Prepared:
@@ -162,12 +178,12 @@ def companion(
 
     Args:
         source: the study that it is made of.
-        kind: what it is for, such as `ablation`; ends its name.
+        kind: what it is for, such as `ablation`.
         arms: what it compares.
         local: what this machine brings.
         first_seed: that each is trained with; the numbers after it follow.
         trials: how many it has in all.
-        name: of the study; made of the source's by default.
+        name: of the study.
         attributes: more that it keeps of itself.
         renamed_by: the option that gives it another name; named by errors.
 
@@ -202,7 +218,7 @@ def companion(
     )
     return Prepared(
         asked=asked,
-        name=name or f"{source.name}-{kind}",
+        name=name,
         specification=specification,
         dataset=dataset,
         device=device,

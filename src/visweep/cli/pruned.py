@@ -18,7 +18,7 @@ from visweep.analysis.pruning import (
     number_of,
     pool,
 )
-from visweep.cli.companions import Source, begun, companion, deleting, source_of
+from visweep.cli.companions import Source, begun, companion, deleting, name_of, source_of
 from visweep.cli.join import Local
 from visweep.cli.options import console, storage_arguments, storage_url
 from visweep.cli.studies import opened
@@ -26,6 +26,9 @@ from visweep.cli.sweep import train_all
 from visweep.errors import UsageError
 from visweep.storage.specification import SPECIFICATION, TAKING_PART, Specification
 
+ROOM = 200
+"""Up to so many trials a sample can grow without beginning anew: the study is given as many arms
+when it begins, each of some hundred bytes, that whoever reads the study reads."""
 _ACCURACY = Measure("validation accuracy", percent=True, maximize=True)
 KIND = "pruned"
 
@@ -52,8 +55,15 @@ def pruned(wanted: Wanted) -> int:
     source.chosen(None)
     if not eligible(source.trials):
         raise UsageError(f"STUDY: no trial of {wanted.study!r} was pruned that could run on")
-    chosen = _begun(wanted, source) or _new(wanted, source)
+    name = name_of(source, KIND, wanted.local)
+    chosen = _begun(wanted, source, name) or _new(wanted, source)
     by_number = {trial.number: trial for trial in source.trials}
+    unknown = [number for number in chosen.arms if number not in by_number]
+    if unknown:
+        raise UsageError(
+            f"STUDY: {name!r} trains trial {unknown[0]}, which {source.name!r} has not finished: "
+            "they are copies of different age; give this command the newer ones of both"
+        )
     seeds = source.specification.train.seeds
     prepared = companion(
         source,
@@ -62,6 +72,7 @@ def pruned(wanted: Wanted) -> int:
         wanted.local,
         first_seed=min(seeds),
         trials=len(chosen.sample.numbers) * len(seeds),
+        name=name,
         attributes=chosen.attributes,
     )
     status = train_all(replace(prepared, renewed=chosen.renewed), wanted.dry_run)
@@ -80,7 +91,7 @@ class _Chosen:
         sample: they.
         pool: that it was taken from; None in a study that an earlier version began.
         arms: of the study. They never change, so that those of a larger sample are there from the
-            beginning; the first one is trained first, whoever takes part.
+            beginning, up to `ROOM`; the first one is trained first, whoever takes part.
     """
 
     sample: Sample
@@ -99,16 +110,16 @@ class _Chosen:
 def _new(wanted: Wanted, source: Source) -> _Chosen:
     found = pool(source.trials, _ACCURACY, source.specification.seed)
     sample = found.sample(wanted.sample)
-    return _Chosen(sample, found, tuple(dict.fromkeys([*sample.numbers, *found.nearest])))
+    larger = found.sample(max(ROOM, wanted.sample))
+    return _Chosen(sample, found, tuple(dict.fromkeys([*sample.numbers, *larger.numbers])))
 
 
-def _begun(wanted: Wanted, source: Source) -> _Chosen | None:
+def _begun(wanted: Wanted, source: Source, name: str) -> _Chosen | None:
     """What an earlier call chose, to go on with; the search may have gone on since then.
 
     Raises:
         UsageError: it cannot take in more, or it is another study's.
     """
-    name = f"{source.name}-{KIND}"
     with opened(wanted.local.storage, source.name) as (study, storage):
         former = begun(study, storage, name, KIND, wanted.local)
     sample, found = Sample.from_json(former.get(SAMPLE)), Pool.from_json(former.get(POOL))
@@ -127,5 +138,10 @@ def _begun(wanted: Wanted, source: Source) -> _Chosen | None:
         )
     elif found is not None:
         sample = found.sample(wanted.sample)
-    arms = Specification.from_stored(former[SPECIFICATION]).arms
-    return _Chosen(sample, found, tuple(map(number_of, arms)))
+    arms = tuple(map(number_of, Specification.from_stored(former[SPECIFICATION]).arms))
+    if not {*sample.numbers} <= {*arms}:
+        raise UsageError(
+            f"--sample: {name!r} was begun with room for {len(arms)} pruned trials; accepted: "
+            f"{number} to {len(arms)}, or more after: {deleting(name, wanted.local)}"
+        )
+    return _Chosen(sample, found, arms)

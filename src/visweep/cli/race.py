@@ -23,6 +23,7 @@ from visweep.cli.sweep import train_all
 from visweep.errors import UsageError
 from visweep.search.arms import MOST_SEEDS
 from visweep.search.study import images_folder
+from visweep.storage.companions import companion_name, source_name
 from visweep.storage.specification import OF, RACE, Arm
 
 KIND = "race"
@@ -51,8 +52,7 @@ def race(console: Console, wanted: Wanted) -> int:
     if wanted.top is not None and wanted.top < 2:
         raise UsageError(f"--top: {wanted.top} is not accepted; accepted: 2, 3, 4, …")
     seeds = None if wanted.seeds is None else _range(wanted.seeds)
-    name = f"{wanted.study}-{KIND}"
-    former, local = _begun(wanted, name)
+    name, former, local = _begun(wanted)
     if former is None:
         source = source_of(wanted.study, local)
         status = _begin(source, name, wanted.top or TOP, seeds or SEEDS, local)
@@ -75,20 +75,22 @@ def _range(given: str) -> tuple[int, int]:
     return first, last
 
 
-def _begun(wanted: Wanted, name: str) -> tuple[Mapping[str, Any] | None, Local]:
-    """What the race was begun with, None where there is none yet; and what this machine brings,
-    with the images where the study found them."""
+def _begun(wanted: Wanted) -> tuple[str, Mapping[str, Any] | None, Local]:
+    """The name of the race, what it was begun with, None where there is none yet, and what this
+    machine brings, with the images where the study found them."""
     local = wanted.local
     with opened(local.storage, wanted.study) as (study, storage):
         of = study.user_attrs.get(OF, {})
         if of.get("kind") == KIND:
+            raced = source_name(study) or str(of.get("study"))
             raise UsageError(
                 f"STUDY: {wanted.study!r} is a race itself; go on with it: "
-                f"visweep race {shlex.quote(str(of.get('study')))}"
+                f"visweep race {shlex.quote(raced)}"
             )
         if local.data_dir is None and (folder := images_folder(study)) is not None:
             local = replace(local, data_dir=Path(folder))
-        return begun(study, storage, name, KIND, local).get(RACE), local
+        name = companion_name(study, KIND)
+        return name, begun(study, storage, name, KIND, local).get(RACE), local
 
 
 def _require_same(

@@ -14,6 +14,7 @@ from visweep import text
 from visweep.analysis import race_words as words
 from visweep.analysis.race import Raced, read_race
 from visweep.search.study import OpenStudy
+from visweep.storage.companions import source_name
 from visweep.storage.replicates import seeds_of
 from visweep.storage.specification import ARM, BUDGET, DROPPED, SEED
 from visweep.storage.tables import FINISHED
@@ -81,7 +82,8 @@ def print_race(console: Console, opened: OpenStudy, where: Sequence[str] = ()) -
     for line in _conclusions(raced):
         text.print_line(console, line)
     if raced.chosen is not None and raced.test is None:
-        again = shlex.join(["visweep", "race", raced.study, *where])
+        study = source_name(opened.study) or raced.study
+        again = shlex.join(["visweep", "race", study, *where])
         text.print_line(console, f"the test images are looked at, once, by: {again}")
     see = ["visweep", "report", opened.name, *where]
     text.print_line(console, f"see more: {shlex.join(see)}")

@@ -8,7 +8,8 @@ A file that we attach has one of two ids, which follow from the study and the fi
 Attaching it again writes it under the one that is not in use, and one transaction then says that
 this is the file. So what was attached before is whole until the new is, and where the work is cut
 short nothing is left that the next time does not find: Optuna's own `upload_artifact` names a file
-before it is there, and under a new id each time.
+before it is there, and under a new id each time. Processes that attach to one study take turns,
+since the same id is unused to all of them.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from visweep.storage.tables import (
     system_attributes,
     trials,
 )
+from visweep.storage.turns import turn
 
 _ROWS = study_system_attributes.name
 _PREFIX = "artifacts:"
@@ -68,7 +70,8 @@ def attach(
 ) -> None:
     """Attach files and a note to a study: instead of those of the last time.
 
-    What others attached stays, and so does what a person wrote into the note.
+    What others attached stays, and so does what a person wrote into the note. Of several processes
+    that do so at once each waits for its turn, and the last one's files and note are there.
 
     Args:
         storage: where the study lies.
@@ -81,6 +84,13 @@ def attach(
         StorageError: the storage or the place fails; then what was attached before still is,
             unless all that failed was to remove it.
     """
+    with turn(storage, study_id):
+        _attach(storage, study_id, place, files, note)
+
+
+def _attach(
+    storage: Storage, study_id: int, place: Place, files: Sequence[File], note: str
+) -> None:
     with storage.reading() as connection:
         identity = _identity(connection, study_id)
         before = _of_study(connection, study_id)
@@ -97,7 +107,6 @@ def attach(
     except BaseException:
         _remove_unnamed(storage, study_id, place, wanted)
         raise
-    # Another process may have attached meanwhile, to the ids that were in use before.
     _remove_unnamed(storage, study_id, place, former - set(wanted))
 
 

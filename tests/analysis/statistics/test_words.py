@@ -7,7 +7,7 @@ import pytest
 
 from visweep.analysis.statistics.comparison import Comparison, Missing
 from visweep.analysis.statistics.verdicts import Row, Verdict, Verdicts, judge
-from visweep.analysis.statistics.words import decides, judged, needed
+from visweep.analysis.statistics.words import could_have_shown, decides, judged, needed
 
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -69,6 +69,29 @@ def row(
 )
 def test_a_row(given: Row, words: str) -> None:
     assert plain(judged(given)) == words
+
+
+@pytest.mark.parametrize(
+    ("detectable", "words"),
+    [
+        ((1.92, 1.92), "an effect of 1.9 points would have been shown in 4 of 5 studies."),
+        (
+            (1.92, 3.0),
+            "an effect of 1.9 to 3.0 points, by the row, would have been shown in 4 of 5 studies.",
+        ),
+        (
+            (1.92, 122.3, 240.0),
+            "an effect of 1.9 points would have been shown in 4 of 5 studies; "
+            "in 2 rows none would.",
+        ),
+        ((122.3,), "no effect would have been shown in 4 of 5 studies."),
+    ],
+)
+def test_an_effect_that_no_accuracy_can_have_is_not_said_to_be_shown(
+    detectable: tuple[float, ...], words: str
+) -> None:
+    rows = [row(Verdict.NO_DIFFERENCE, 0.5, (-1.0, 2.0), each) for each in detectable]
+    assert plain(could_have_shown(rows)) == f"With 5 seeds, {words}"
 
 
 def test_no_line_ends_within_a_quantity() -> None:

@@ -58,9 +58,10 @@ def _blocks(own: Overview, raced: Raced, name: str) -> Iterator[Block]:
         yield Tiles([_tile(number) for number in words.numbers(raced, raced.chosen)])
     if curse := words.curse(raced):
         yield Paragraph(curse)
-    elif raced.chosen is not None and name in (own.name, raced.study):
-        # Of a study that was renamed, the command would begin another race.
-        again = ["visweep", "race", raced.study, *own.where]
+    elif raced.chosen is not None:
+        # This may be the report of the race itself.
+        study = raced.study if name == own.name else name
+        again = ["visweep", "race", study, *own.where]
         yield Command("Look at the test images, once", shlex.join(again))
     try:
         yield Plot(race_chart(raced, own.measure))

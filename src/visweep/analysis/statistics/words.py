@@ -79,28 +79,39 @@ def _far_more(rows: Sequence[Row], least: int) -> str:
 
 def could_have_shown(rows: Sequence[Row]) -> str:
     """The smallest effects that these seeds could have shown, as a sentence; empty if unknown."""
-    shown = [row.detectable for row in rows if row.detectable is not None]
-    if not shown:
+    known = [row for row in rows if row.detectable is not None]
+    shown = [row.detectable for row in known if row.detectable and row.detectable <= MOST]
+    if not known:
         return ""
-    seeds = sorted({len(row.seeds) for row in rows if row.detectable is not None})
+    seeds = sorted({len(row.seeds) for row in known})
     number = plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    least, most = (f"{min(each, MOST):.1f}" for each in (min(shown), max(shown)))
+    if not shown:
+        return f"With {number}, no effect would have been shown in 4 of 5 studies."
+    least, most = (f"{each:.1f}" for each in (min(shown), max(shown)))
     size = f"{least}{GAP}points" if least == most else f"{least} to {most}{GAP}points, by the row,"
-    return f"With {number}, an effect of {size} would have been shown in 4 of 5 studies."
+    none = len(known) - len(shown)
+    beside = f"; in {plural(none, 'row')} none would" if none else ""
+    return f"With {number}, an effect of {size} would have been shown in 4 of 5 studies{beside}."
 
 
-def of_other_images(errors: Sequence[float]) -> str:
+def of_other_images(errors: Sequence[float], rows: int) -> str:
     """What the choice of validation images adds, as a sentence; empty if that is not known.
 
     Args:
         errors: standard errors of accuracies by that choice, in points.
+        rows: how many comparisons the table has, each of two accuracies on the same images.
     """
     if not errors:
         return ""
-    return (
+    moved = (
         f"Other validation images would move an accuracy by about ±{fmean(errors):.1f}{GAP}points "
-        "(one standard error), both sides of a row mostly alike; the intervals here are about "
-        "training again on the same images."
+        "(one standard error)"
+    )
+    if not rows:
+        return f"{moved}."
+    return (
+        f"{moved}, both sides of a row mostly alike; the intervals here are about training again "
+        "on the same images."
     )
 
 
