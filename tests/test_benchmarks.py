@@ -141,6 +141,7 @@ def test_memory_of_a_command(launcher: Any) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+@pytest.mark.slow
 def test_start_up(launcher: Any) -> None:
     rows = _run(launcher, "startup", "--repeats", 1)
     of = {row[""]: float(row["of the processor"].split()[0]) for row in rows}

@@ -65,6 +65,7 @@ def test_workers_are_killed_all_the_time(storm: Callable[..., StubStudy], backen
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow
 def test_who_was_suspended_too_long_changes_nothing(
     storm: Callable[..., StubStudy], backend: str, wait_for: Any
 ) -> None:

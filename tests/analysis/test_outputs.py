@@ -50,6 +50,7 @@ def files(folder: Path) -> set[str]:
 
 
 @needs_browser
+@pytest.mark.slow
 def test_everything_at_once(sweep: optuna.Study, url: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

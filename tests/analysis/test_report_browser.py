@@ -315,6 +315,7 @@ STACKED = """
 """
 
 
+@pytest.mark.slow
 def test_a_table_of_changes_never_scrolls(arms_report: Path) -> None:
     widths = (320, 360, 500, 640, 768, 1000, 1024, 1025, 1280)
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -459,6 +460,7 @@ def test_names_from_the_study_do_not_run(new_study: NewStudy, tmp_path: Path) ->
     assert "<img" not in re.sub(r"<script.*?</script>", "", loaded.dom, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_a_thousand_trials_are_drawn(thousand_trials: optuna.Study, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     write_report(thousand_trials, page)

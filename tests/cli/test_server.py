@@ -32,6 +32,7 @@ def show_no_password(*texts: str) -> None:
             assert secret not in text
 
 
+@pytest.mark.slow
 def test_a_study_from_its_beginning_to_its_end(
     launcher: Any, tiny_search: Path, tmp_path: Path, empty_postgres: str, postgres: Server
 ) -> None:

@@ -220,6 +220,7 @@ class TestPruning:
         assert done.trials[0].state == TrialState.COMPLETE
 
     @pytest.mark.parametrize("pruner", ["halving", "hyperband", "median"])
+    @pytest.mark.slow
     def test_who_dies_of_the_decision_to_prune_leaves_it_to_be_made_again(
         self, sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, pruner: str
     ) -> None:

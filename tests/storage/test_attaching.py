@@ -182,6 +182,7 @@ def test_what_is_committed_stays_though_the_answer_is_lost(
     assert shown(one, place) == BEFORE
 
 
+@pytest.mark.slow
 def test_a_place_that_fails_half_way_leaves_what_was(
     one: Any, tmp_path: Path, s3: Any, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

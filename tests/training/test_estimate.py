@@ -323,6 +323,7 @@ class TestProbe:
         assert seconds / 3 < found.seconds_per_epoch < 3 * seconds
         assert found.seconds_per_epoch > seconds_per_epoch(model, train, images, calibration)
 
+    @pytest.mark.slow
     def test_what_the_process_holds_is_told(self, vit: ViTConfig, train: TrainConfig) -> None:
         """Of a process with torch, hundreds of megabytes, the images of the probe aside."""
         model = vit.replace(embed_dim=128, depth=6)
@@ -338,6 +339,7 @@ class TestProbe:
         calibration = calibrate([(model, t) for t in trains], CPU)
         assert any(price > 0 for price in calibration.step.values())
 
+    @pytest.mark.slow
     def test_memory_of_a_batch_is_measured(self, train: TrainConfig) -> None:
         model = ViTConfig(image_size=32, patch_size=4, embed_dim=128, depth=4, num_heads=4)
         train = train.replace(batch_size=64, seeds=(1,))
