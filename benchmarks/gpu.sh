@@ -1,5 +1,6 @@
 #!/bin/sh
-# All that wants a GPU, in ten minutes: the tests, then what the shared trainer is measured by there.
+# What wants a GPU, as far as ten minutes go: the tests, then what the shared trainer is measured by
+# there.
 #
 #     benchmarks/gpu.sh [FOLDER]              default: gpu-results
 #     MINUTES=30 benchmarks/gpu.sh            more of everything
@@ -11,8 +12,8 @@
 # PYTHON names the interpreter (default: .venv/bin/python where there is one, else python3), and
 # DATA_DIR the folder of Fashion-MNIST, which is left out where it is not there.
 set -u
+folder=$(realpath -m "${1:-gpu-results}")
 cd "$(dirname "$0")/.." || exit 1
-folder=${1:-gpu-results}
 device=${DEVICE:-cuda}
 minutes=${MINUTES:-10}
 data=${DATA_DIR:-/usr/share/datasets/fashion-mnist}
@@ -20,6 +21,7 @@ if [ -x .venv/bin/python ]; then python=${PYTHON:-.venv/bin/python}; else python
 end=$(($(date +%s) + 60 * minutes))
 times=$(((minutes + 9) / 10)) # repetitions
 failed=0
+missed=0
 mkdir -p "$folder"
 results=$folder/results.md
 : >"$results"
@@ -36,6 +38,7 @@ step() {
     say "" "## $name" "" "    $*" ""
     if [ "$limit" -lt 5 ]; then
         say "Not begun: the time is up."
+        missed=$((missed + 1))
         return
     fi
     began=$(date +%s)
@@ -101,5 +104,5 @@ generated="--dataset cifar-shaped"
         bench packing $((300 * times)) packing.py $packed --repetitions "$times"
     fi
 }
-say "" "$failed step(s) failed."
-[ "$failed" -eq 0 ]
+say "" "$failed step(s) failed, $missed not begun."
+[ "$failed" -eq 0 ] && [ "$missed" -eq 0 ]

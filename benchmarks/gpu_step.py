@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from statistics import median
 
 import conventional
@@ -25,7 +25,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from visweep.config import ModelConfig, TrainConfig
 from visweep.data.resident import ResidentData
-from visweep.training.passes import FIRST_STEPS, Pass
+from visweep.training.cost import steps_as_in_an_epoch
+from visweep.training.passes import Pass
 from visweep.training.probe import synthetic
 
 _BATCHES = 64
@@ -52,15 +53,8 @@ def step_by_kernels(model: ModelConfig, train: TrainConfig, data: ResidentData) 
 
 
 def replayed_step(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Step:
-    steps = _without_end(Pass.of(model, train, data))
-    for _ in range(FIRST_STEPS + 1):
-        next(steps)
+    steps = steps_as_in_an_epoch(Pass.of(model, train, data))
     return lambda: next(steps)
-
-
-def _without_end(run: Pass) -> Iterator[None]:
-    while True:
-        yield from run.training([1])
 
 
 def measured(step: Step, device: torch.device) -> tuple[float, float, float, float]:

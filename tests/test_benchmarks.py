@@ -117,6 +117,19 @@ def test_estimates(launcher: Any) -> None:
 
 
 @pytest.mark.slow
+def test_a_step_on_a_gpu(launcher: Any) -> None:
+    """Here operations take the place of kernels."""
+    process = launcher.start(
+        BENCHMARKS / "gpu_step.py",
+        *("--device", "cpu", "--models", "ViT(64, 6, patch 16)", "--batch-size", 8),
+    ).wait(280)
+    assert process.status == 0, process.stderr
+    rows = _table(process.stdout)
+    assert len(rows) == 3
+    assert all(int(row["kernels"].replace(",", "")) > 100 for row in rows)
+
+
+@pytest.mark.slow
 def test_large_study(launcher: Any) -> None:
     rows = _run(launcher, "large_study", "--trials", 20, "--repetitions", 1)
     assert len(rows) == 8

@@ -340,7 +340,7 @@ def test_a_study_is_packed_while_it_runs(tmp_path: Path, sweep: Any, there: str)
     try:
         for count in range(5):
             rounds.release()
-            under_way.acquire()
+            assert under_way.acquire(timeout=60)
             target = tmp_path / f"{count}.visweep"
             pack(one.url, NAME, target)
             (tmp_path / str(count)).mkdir()

@@ -19,8 +19,9 @@ from visweep import models
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentSplit, to_device
-from visweep.errors import OutOfMemory
+from visweep.errors import OutOfMemory, UsageError
 from visweep.search.processes import tuned
+from visweep.training import memory
 from visweep.training.cost import seconds_per_epoch
 from visweep.training.device import held_memory, peak_memory
 from visweep.training.evaluate import Tally
@@ -245,6 +246,13 @@ class TestNothingFits:
         with pytest.raises(OutOfMemory, match=r"^the model does not fit in memory: .*allocate"):
             what(vit.replace(embed_dim=2**22), train, to_device(quadrants, CPU))
 
+    def test_a_batch_that_is_larger_than_an_epoch_is_refused(
+        self, vit: ViTConfig, train: TrainConfig, quadrants: Dataset
+    ) -> None:
+        few = len(quadrants.train)
+        with pytest.raises(UsageError, match=f"{few}"):
+            seconds_per_epoch(vit, train.replace(batch_size=few + 1), to_device(quadrants, CPU))
+
     def test_other_errors_pass(
         self,
         vit: ViTConfig,
@@ -270,6 +278,20 @@ class TestErrors:
         assert is_out_of_memory(real.value)
         assert not is_out_of_memory(RuntimeError("could not create a primitive"))
         assert not is_out_of_memory(ValueError("std::bad_alloc"))
+
+    def test_what_was_said_for_want_of_memory_is_believed_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """OneDNN keeps what it failed to make."""
+        monkeypatch.setattr(memory, "_told_for_memory", set())
+        created, executed = (
+            RuntimeError(f"could not {what} a primitive") for what in ("create", "execute")
+        )
+        with monkeypatch.context() as short:
+            short.setattr(memory, "_is_left", lambda _: False)
+            assert is_out_of_memory(created)
+        assert is_out_of_memory(created)
+        assert not is_out_of_memory(executed)
 
     @pytest.mark.parametrize(
         "said",

@@ -29,6 +29,11 @@ from visweep.training.cost import seconds_per_epoch
 from visweep.training.counts import multiply_adds, num_params
 from visweep.training.estimate import Images, estimate
 
+_INCLUDED = {
+    "cpu": " which has trained many others, torch and the images included, most of which several "
+    "processes share",
+    "cuda": " on the GPU, with images of its own, and besides what torch itself takes there",
+}
 _UNTOLD = ("kind", "fingerprint")
 _TOLD_APART = ("space", "arms")
 
@@ -83,8 +88,7 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
     text.print_line(
         console,
         "Times were measured on a few steps of models that were thrown away. Memory is the most "
-        "that a process holds which has trained many others, torch and the images included, and "
-        "is estimated from smaller models; of torch and the images, several processes share most.",
+        f"that a process holds{_INCLUDED[device.type]}; it is estimated from smaller models.",
     )
 
 

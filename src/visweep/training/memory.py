@@ -50,6 +50,12 @@ _LITTLE = 2**28
 besides is free again when it has failed, and may have been more than a tensor."""
 
 
+_told_for_memory: set[str] = set()
+"""What oneDNN has said in this process when memory was the reason. It may say so again of the same
+shapes, having kept what it failed to make, whatever is left by then.
+"""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on the processor or on a GPU; to be asked at once."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -61,16 +67,10 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if any(sign in said for sign in _DOUBTFUL_ON_A_GPU):
         return not _is_left_on_the_gpu(_LITTLE)
-    doubtful = next((sign for sign in _DOUBTFUL if sign in said), None)
-    if doubtful is not None and not _is_left(_LITTLE):
-        _told_for_memory.add(doubtful)
-    return doubtful in _told_for_memory
-
-
-_told_for_memory: set[str | None] = set()
-"""What oneDNN has said in this process when memory was the reason. It may say so again of the same
-shapes whatever is left by then, having kept what it failed to make; of smaller parts it does not.
-"""
+    doubtful = {sign for sign in _DOUBTFUL if sign in said}
+    if doubtful and not _is_left(_LITTLE):
+        _told_for_memory.update(doubtful)
+    return not doubtful.isdisjoint(_told_for_memory)
 
 
 def _is_left_on_the_gpu(size: int) -> bool:
