@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.artifacts import get_all_artifact_meta
@@ -321,6 +322,27 @@ def test_two_processes_take_turns(
         assert first.returncode == 0
     assert second.wait(60) == 0
     assert is_shown(one, place, files_of("second"))
+
+
+@everywhere
+@pytest.mark.parametrize("anew", [False, True], ids=["gone", "begun anew"])
+def test_a_study_that_is_deleted_meanwhile(
+    one: Any, tmp_path: Path, child: Callable[..., subprocess.Popen[str]], sweep: Any, anew: bool
+) -> None:
+    """By one that writes files, and by one that waits; SQLite gives the new one the same id."""
+    first = child("first", "half")
+    assert said(first) == "half"
+    second = child("second")
+    assert complained(second).startswith("waiting for another process")
+    optuna.delete_study(study_name="night-run", storage=one.storage)
+    after = [sweep(one.url)] if anew else []
+    for process in (first, second):
+        _, errors = process.communicate("\n")
+        assert errors.splitlines()[-1].endswith("StorageError: the study was deleted meanwhile")
+        assert "NoResultFound" not in errors
+    place = Folder(tmp_path / "artifacts")
+    assert place.names() == []
+    assert [(shown(a, place), get_note(a.study)) for a in after] == [({}, "")] * len(after)
 
 
 def test_copies_of_which_one_was_attached_to_again_unite(
