@@ -37,9 +37,10 @@ def turn(storage: Storage, study_id: int) -> Iterator[None]:
     has no turns, and nothing is attached there.
 
     On PostgreSQL it is a lock of the study that a connection holds, outside of any transaction, so
-    that the server does not end it for being idle. It goes with that connection, however that
-    ends: where the server restarts or the link breaks in the midst of a turn, the turn goes on,
-    but another process may begin its own, and what both attach may be mixed.
+    that no limit of idle transactions ends it. It goes with that connection, however that ends:
+    where the server restarts, the link breaks or a limit of idle sessions is reached in the midst
+    of a turn, the turn goes on, but another process may begin its own, and what both attach may
+    be mixed.
 
     Raises:
         StorageError: another process has its turn for longer than `LIMIT`; the database cannot be
