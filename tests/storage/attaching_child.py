@@ -1,6 +1,7 @@
 """Attaches to a study, in a process of its own: `attaching_child.py URL FOLDER LABEL [half]`.
 
 It says when it begins; with `half` also when the first file is written, and then waits for a line.
+Where it waits for its turn it says so at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import optuna
 
+from visweep.storage import turns
 from visweep.storage.attached import File, attach
 from visweep.storage.folder import Folder
 from visweep.storage.opening import open_storage
@@ -35,6 +37,7 @@ def main(url: str, folder: str, label: str, *half: str) -> None:
     study = optuna.load_study(study_name="night-run", storage=storage)
     place = Halting(Path(folder)) if half else Folder(Path(folder))
     files = [File(name, "text/plain", held) for name, held in files_of(label).items()]
+    turns.NOTICE = 0.0
     print("begins", flush=True)
     attach(storage, study._study_id, place, files, f"note of <p>{label}")
     storage.close()

@@ -39,6 +39,7 @@ from visweep.storage.tables import (
     trials,
 )
 from visweep.storage.turns import turn
+from visweep.storage.writes import lock_row
 
 _ROWS = study_system_attributes.name
 _PREFIX = "artifacts:"
@@ -49,6 +50,7 @@ _OURS = uuid.UUID("7a0e5f6e-31ab-5c52-9d0b-5d1f6d3f6c11")
 _NOTE, _NOTE_VERSION = "dashboard:note_str:", "dashboard:note_ver"
 """The dashboard's keys of a study's note, which is cut into pieces, and of its version."""
 _PIECE = 2045
+_DELETED = "the study was deleted meanwhile"
 _BEGIN, _END = (
     "[//]: # (visweep report: begin; what stands outside is kept)",
     "[//]: # (visweep report: end)",
@@ -71,7 +73,8 @@ def attach(
     """Attach files and a note to a study: instead of those of the last time.
 
     What others attached stays, and so does what a person wrote into the note. Of several processes
-    that do so at once each waits for its turn, and the last one's files and note are there.
+    that do so at once each waits for its turn, and the last one's files and note are there; see
+    `turn` for what ends a turn early.
 
     Args:
         storage: where the study lies.
@@ -81,26 +84,34 @@ def attach(
         note: Markdown.
 
     Raises:
-        StorageError: the storage or the place fails; then what was attached before still is,
-            unless all that failed was to remove it.
+        StorageError: the storage or the place fails, another process does not end its turn, or
+            the study was deleted meanwhile; then what was attached before still is, unless all
+            that failed was to remove it.
     """
+    with storage.reading() as connection:
+        identity = _identity(connection, study_id)
     with turn(storage, study_id):
-        _attach(storage, study_id, place, files, note)
+        _attach(storage, study_id, identity, place, files, note)
 
 
 def _attach(
-    storage: Storage, study_id: int, place: Place, files: Sequence[File], note: str
+    storage: Storage,
+    study_id: int,
+    identity: _Identity,
+    place: Place,
+    files: Sequence[File],
+    note: str,
 ) -> None:
     with storage.reading() as connection:
-        identity = _identity(connection, study_id)
+        _require(connection, study_id, identity)
         before = _of_study(connection, study_id)
     wanted = {identity.unused(file.name, before): file for file in files}
     try:
         for key, file in wanted.items():
             _write(place, key, file.content)
         with storage.transaction() as connection:
-            lock = sa.select(studies.c.study_id).where(studies.c.study_id == study_id)
-            connection.execute(lock.with_for_update())
+            lock_row(connection, studies.c.study_id, study_id)
+            _require(connection, study_id, identity)
             former = _former(connection, study_id, identity)
             _write_rows(connection, study_id, wanted, former)
             _write_note(connection, study_id, note)
@@ -267,14 +278,28 @@ class _Identity:
         return second if first in used else first
 
 
+def _require(connection: sa.Connection, study_id: int, identity: _Identity) -> None:
+    """See that the study is still the same: SQLite gives the id of a deleted one again.
+
+    Raises:
+        StorageError: it is not.
+    """
+    if _identity(connection, study_id) != identity:
+        raise StorageError(_DELETED)
+
+
 def _identity(connection: sa.Connection, study_id: int) -> _Identity:
+    """Raises a `StorageError` where the study is no longer there."""
     name = sa.select(studies.c.study_name).where(studies.c.study_id == study_id)
+    found = connection.execute(name).scalar_one_or_none()
+    if found is None:
+        raise StorageError(_DELETED)
     held = sa.select(study_attributes.c.key, study_attributes.c.value_json).where(
         study_attributes.c.study_id == study_id,
         study_attributes.c.key.in_([STUDY_ID, BRANCH]),
     )
     attributes = {key: json.loads(value) for key, value in connection.execute(held)}
-    return _Identity._from(connection.execute(name).scalar_one(), attributes)
+    return _Identity._from(found, attributes)
 
 
 def _of_study(connection: sa.Connection, study_id: int) -> dict[str, str]:
