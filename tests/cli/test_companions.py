@@ -249,6 +249,34 @@ def test_commands_take_nothing_of_the_original_beside_a_copy(storage: Storage) -
     assert source_name(copy) is None
 
 
+def test_a_foreign_study_of_the_usual_name_hides_none(storage: Storage, tmp_path: Path) -> None:
+    make_of(search(storage), storage, "race")
+    there = open_storage(f"sqlite:///{tmp_path}/there.db")
+    study = copied(storage, "night", there, "day")
+    open_study(there, "day-race", MADE, 4, attributes={OF: made_of("day", "another id", "race")})
+    assert companion_name(study, "race") == "day-race"
+    copied(storage, "night-race", there, "the race")
+    assert companion_name(study, "race") == "the race"
+    there.close()
+
+
+def test_one_that_appears_meanwhile_is_found_as_it_is(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What there is is read once, so that all of it is of one moment."""
+    study = search(storage)
+    read_all, answers = storage.get_all_studies, []
+
+    def meanwhile() -> Any:
+        answers.append(read_all())
+        make_of(study, storage, "race")
+        return answers[-1]
+
+    monkeypatch.setattr(storage, "get_all_studies", meanwhile)
+    assert companion_name(study, "race") == "night-race"
+    assert len(answers) == 1
+
+
 def test_one_that_was_given_a_name_is_not_gone_on_with_unasked(storage: Storage) -> None:
     study = search(storage)
     of = made_of("night", study.user_attrs[STUDY_ID], "ablation")
