@@ -126,18 +126,18 @@ def test_a_test_number_is_told_only_of_the_configuration_that_was_raced(
     assert _tested(study, study.trials) == (result if depth == 2 else {})
 
 
-def run(command: str, url: str) -> Any:
+def run(command: str, url: str, study: str = "night") -> Any:
     local = Local(
         storage=url, data_dir=None, artifacts=None, device="cpu", workers=1, pack=1, timeout=None
     )
     if command == "ablation":
         wanted = {"trial": None, "to": "baseline", "seeds": 2, "name": None, "dry_run": False}
-        return ablate(Ablated(study="night", local=local, **wanted))  # type: ignore[arg-type]
+        return ablate(Ablated(study=study, local=local, **wanted))  # type: ignore[arg-type]
     if command == "race":
         from rich.console import Console
 
-        return race(Console(), Raced(study="night", top=None, seeds=None, local=local))
-    return pruned(Pruned(study="night", sample=1, dry_run=False, local=local))
+        return race(Console(), Raced(study=study, top=None, seeds=None, local=local))
+    return pruned(Pruned(study=study, sample=1, dry_run=False, local=local))
 
 
 def test_a_copy_that_is_older_than_what_was_made_of_the_original_is_refused(
@@ -160,6 +160,30 @@ def test_a_copy_that_is_older_than_what_was_made_of_the_original_is_refused(
     open_study(storage, "night-pruned", made, 1, attributes=attributes)
     with pytest.raises(UsageError, match=f"'night-pruned' trains trial {number + 1}, which"):
         run("pruned", url)
+
+
+def test_an_ablation_of_a_trial_that_an_older_copy_has_not_completed_is_refused(
+    storage: Storage, tmp_path: Path
+) -> None:
+    """In words about the copies, not about an option that nobody gave."""
+    study = search(storage)
+    made = arms_specification(
+        {"trial 40": Arm(model=SEARCH.model, train=SEARCH.train)},
+        first_seed=0, data=DataConfig(), fingerprint="f", precision="auto",
+    )  # fmt: skip
+    of = made_of("night", study.user_attrs[STUDY_ID], "ablation")
+    open_study(storage, "night-ablation", made, 1, attributes={OF: of})
+    url = f"sqlite:///{tmp_path}/there.db"
+    there = open_storage(url)
+    copied(storage, "night", there, "day")
+    copied(storage, "night-ablation", there, "x")
+    there.close()
+    with pytest.raises(UsageError) as refused:
+        run("ablation", url, "day")
+    assert str(refused.value) == (
+        "STUDY: 'x' is about trial 40, which 'day' has not completed: they are copies of "
+        "different age; give this command the newer ones of both, or another --name"
+    )
 
 
 @pytest.mark.parametrize("command", ["ablation", "race", "pruned"])
