@@ -483,6 +483,38 @@ class TestBadInput:
         )
         assert (here.study().user_attrs, here.values()) == before
 
+    @pytest.mark.parametrize(
+        ("numbers", "said"),
+        [
+            ((0,), "which 'copy' has not completed: they are copies of different age; give this"),
+            ((0, 3, 2, 1), "it is of a copy that went its own way; to race this one, begin anew:"),
+        ],
+    )
+    def test_the_race_of_another_copy(
+        self, decided: Races, tmp_path: Path, numbers: tuple[int, ...], said: str
+    ) -> None:
+        """One that is older, or went its own way, so that other trials have the numbers."""
+        shutil.copytree(decided.folder, tmp_path / "copy")
+        here = Races(decided.launcher, tmp_path / "copy")
+        original = here.study("greys")
+        made = optuna.create_study(
+            study_name="copy", storage=original._storage, direction="maximize"
+        )
+        for key, value in original.user_attrs.items():
+            made.set_user_attr(key, value)
+        for number in numbers:
+            made.add_trial(original.get_trials()[number])
+        optuna.delete_study(study_name="greys", storage=original._storage)
+        here.study().set_user_attr(TEST, {})
+        before = here.study().user_attrs, here.values()
+        process = here.start(study="copy").wait()
+        assert process.status == 2
+        (line,) = process.stderr.splitlines()
+        assert line.startswith("error: STUDY: 'greys-race' races trial ")
+        assert said in line
+        assert (here.study().user_attrs, here.values()) == before
+        assert optuna.get_all_study_names(here.storage[1]) == ["greys-race", "copy"]
+
     def test_the_race_of_a_race(self, decided: Races) -> None:
         refused = decided.start(study="greys-race").wait().refusal()
         assert "go on with it: visweep race greys" in refused
