@@ -186,6 +186,20 @@ def test_an_ablation_of_a_trial_that_an_older_copy_has_not_completed_is_refused(
     )
 
 
+def test_a_race_whose_study_is_not_there_names_no_command_for_it(
+    storage: Storage, url: str
+) -> None:
+    study = search(storage)
+    make_of(study, storage, "race")
+    delete_study(study, storage)
+    with pytest.raises(UsageError) as refused:
+        run("race", url, "night-race")
+    assert str(refused.value) == (
+        "STUDY: 'night-race' is a race itself, and the study that it is of is not here; it was "
+        "called 'night'; accepted: a search"
+    )
+
+
 @pytest.mark.parametrize("command", ["ablation", "race", "pruned"])
 def test_what_was_made_of_a_deleted_study_is_not_gone_on_with(
     storage: Storage, url: str, command: str

@@ -60,7 +60,7 @@ def race(console: Console, wanted: Wanted) -> int:
     else:
         _require_same(former[RACE], name, wanted, seeds)
         _require_its_own(former, name, source, local)
-        status = resume(console, name, local)
+        status = resume(console, name, local, looks=True)
     if status == 0:
         evaluate_once(console, name, local)
     return status
@@ -84,7 +84,12 @@ def _begun(wanted: Wanted) -> tuple[str, Mapping[str, Any] | None, Local]:
     with opened(local.storage, wanted.study) as (study, storage):
         of = study.user_attrs.get(OF, {})
         if of.get("kind") == KIND:
-            raced = source_name(study) or str(of.get("study"))
+            raced = source_name(study)
+            if raced is None:
+                raise UsageError(
+                    f"STUDY: {wanted.study!r} is a race itself, and the study that it is of is "
+                    f"not here; it was called {of.get('study')!r}; accepted: a search"
+                )
             raise UsageError(
                 f"STUDY: {wanted.study!r} is a race itself; go on with it: "
                 f"visweep race {shlex.quote(raced)}"
