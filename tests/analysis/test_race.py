@@ -45,7 +45,6 @@ class TestReading:
     def test_a_winner(self, study: optuna.Study) -> None:
         found = raced(add_race(study, BEHIND, LAST))
         assert (found.race.outcome, found.chosen) == (Outcome.WINNER, "trial 7")
-        assert found.study == "night"
         assert found.seeds == tuple(range(1, LAST + 1))
         assert found.seeds_of("trial 9") == list(found.seeds)
         assert found.test is None
@@ -268,8 +267,15 @@ class TestTheSection:
         study.set_user_attr(STUDY_ID, "its id")
         race = add_race(study, BEHIND, LAST)
         race.set_user_attr(OF, {"study": "evening", "kind": "race", "id": "its id"})
-        (command,) = blocks(section(document(study)), Command)
-        assert command.text == "visweep race night"
+        for reported in (study, race):
+            (command,) = blocks(section(document(reported)), Command)
+            assert command.text == "visweep race night"
+
+    def test_without_its_study_there_is_no_command_for_it(self, study: optuna.Study) -> None:
+        race = add_race(study, BEHIND, LAST)
+        assert blocks(section(document(race)), Command)
+        race.set_user_attr(OF, {"study": "evening", "kind": "race", "id": "its id"})
+        assert not blocks(section(document(race)), Command)
 
     def test_runs_without_result_are_named(self, study: optuna.Study) -> None:
         race = add_race(study, BEHIND, 2)

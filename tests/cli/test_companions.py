@@ -126,18 +126,18 @@ def test_a_test_number_is_told_only_of_the_configuration_that_was_raced(
     assert _tested(study, study.trials) == (result if depth == 2 else {})
 
 
-def run(command: str, url: str) -> Any:
+def run(command: str, url: str, study: str = "night") -> Any:
     local = Local(
         storage=url, data_dir=None, artifacts=None, device="cpu", workers=1, pack=1, timeout=None
     )
     if command == "ablation":
         wanted = {"trial": None, "to": "baseline", "seeds": 2, "name": None, "dry_run": False}
-        return ablate(Ablated(study="night", local=local, **wanted))  # type: ignore[arg-type]
+        return ablate(Ablated(study=study, local=local, **wanted))  # type: ignore[arg-type]
     if command == "race":
         from rich.console import Console
 
-        return race(Console(), Raced(study="night", top=None, seeds=None, local=local))
-    return pruned(Pruned(study="night", sample=1, dry_run=False, local=local))
+        return race(Console(), Raced(study=study, top=None, seeds=None, local=local))
+    return pruned(Pruned(study=study, sample=1, dry_run=False, local=local))
 
 
 def test_a_copy_that_is_older_than_what_was_made_of_the_original_is_refused(
@@ -160,6 +160,44 @@ def test_a_copy_that_is_older_than_what_was_made_of_the_original_is_refused(
     open_study(storage, "night-pruned", made, 1, attributes=attributes)
     with pytest.raises(UsageError, match=f"'night-pruned' trains trial {number + 1}, which"):
         run("pruned", url)
+
+
+def test_an_ablation_of_a_trial_that_an_older_copy_has_not_completed_is_refused(
+    storage: Storage, tmp_path: Path
+) -> None:
+    """In words about the copies, not about an option that nobody gave."""
+    study = search(storage)
+    made = arms_specification(
+        {"trial 40": Arm(model=SEARCH.model, train=SEARCH.train)},
+        first_seed=0, data=DataConfig(), fingerprint="f", precision="auto",
+    )  # fmt: skip
+    of = made_of("night", study.user_attrs[STUDY_ID], "ablation")
+    open_study(storage, "night-ablation", made, 1, attributes={OF: of})
+    url = f"sqlite:///{tmp_path}/there.db"
+    there = open_storage(url)
+    copied(storage, "night", there, "day")
+    copied(storage, "night-ablation", there, "x")
+    there.close()
+    with pytest.raises(UsageError) as refused:
+        run("ablation", url, "day")
+    assert str(refused.value) == (
+        "STUDY: 'x' is about trial 40, which 'day' has not completed: they are copies of "
+        "different age; give this command the newer ones of both, or another --name"
+    )
+
+
+def test_a_race_whose_study_is_not_there_names_no_command_for_it(
+    storage: Storage, url: str
+) -> None:
+    study = search(storage)
+    make_of(study, storage, "race")
+    delete_study(study, storage)
+    with pytest.raises(UsageError) as refused:
+        run("race", url, "night-race")
+    assert str(refused.value) == (
+        "STUDY: 'night-race' is a race itself, and the study that it is of is not here; it was "
+        "called 'night'; accepted: a search"
+    )
 
 
 @pytest.mark.parametrize("command", ["ablation", "race", "pruned"])
@@ -247,6 +285,34 @@ def test_commands_take_nothing_of_the_original_beside_a_copy(storage: Storage) -
     race_study = optuna.load_study(study_name="night-race", storage=storage)
     assert source_name(race_study) == "night"
     assert source_name(copy) is None
+
+
+def test_a_foreign_study_of_the_usual_name_hides_none(storage: Storage, tmp_path: Path) -> None:
+    make_of(search(storage), storage, "race")
+    there = open_storage(f"sqlite:///{tmp_path}/there.db")
+    study = copied(storage, "night", there, "day")
+    open_study(there, "day-race", MADE, 4, attributes={OF: made_of("day", "another id", "race")})
+    assert companion_name(study, "race") == "day-race"
+    copied(storage, "night-race", there, "the race")
+    assert companion_name(study, "race") == "the race"
+    there.close()
+
+
+def test_one_that_appears_meanwhile_is_found_as_it_is(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What there is is read once, so that all of it is of one moment."""
+    study = search(storage)
+    read_all, answers = storage.get_all_studies, []
+
+    def meanwhile() -> Any:
+        answers.append(read_all())
+        make_of(study, storage, "race")
+        return answers[-1]
+
+    monkeypatch.setattr(storage, "get_all_studies", meanwhile)
+    assert companion_name(study, "race") == "night-race"
+    assert len(answers) == 1
 
 
 def test_one_that_was_given_a_name_is_not_gone_on_with_unasked(storage: Storage) -> None:

@@ -297,6 +297,7 @@ class TestGoingOn:
         again = f"visweep race day {' '.join(there.storage)}"
         assert f"the test images are looked at, once, by: {again}" in on.stdout
         told = there.run(study="day").stdout
+        assert "the test images are looked at" not in told
         going_on = "going on with of the greys, which was made of day when that was called greys"
         assert told.startswith(going_on)
         assert set(optuna.get_all_study_names(there.storage[1])) == {"day", "of the greys"}
@@ -326,12 +327,28 @@ class TestGoingOn:
         """Two seeds and one look cannot tell even these apart."""
         here = races()
         told = here.run("--top", 2, "--seeds", "2..2").stdout
+        assert "the test images are looked at" not in told, "it looks itself"
         raced = here.raced()
         assert raced.race.outcome is Outcome.TIE
         assert raced.chosen == "trial 0"
         assert "A tie: 2 seeds do not tell" in told
         assert raced.test is not None
         assert raced.test.arm == "trial 0"
+
+    def test_who_looks_at_the_test_images_is_said_where_its_study_is_there(
+        self, decided: Races, tmp_path: Path
+    ) -> None:
+        shutil.copytree(decided.folder, tmp_path / "copy")
+        here = Races(decided.launcher, tmp_path / "copy")
+        here.study().set_user_attr(TEST, {})
+        on = ("visweep", "resume", "greys-race", "--workers", 1, *here.storage)
+        said = f"looked at, once, by: visweep race greys {' '.join(here.storage)}\n"
+        assert said in here.launcher.run(*on).stdout
+        optuna.delete_study(study_name="greys", storage=here.storage[1])
+        alone = here.launcher.run(*on)
+        assert (alone.status, alone.stderr) == (0, "")
+        assert "trial 0 wins" in alone.stdout
+        assert "looked at, once" not in alone.stdout
 
     def test_room_is_only_for_who_is_left(self, decided: Races, tmp_path: Path) -> None:
         """As when a run of the winner had failed: a slot more, which no dropped arm takes."""
@@ -482,6 +499,38 @@ class TestBadInput:
             f"visweep delete greys-race --storage sqlite:///{here.folder}/studies.db"
         )
         assert (here.study().user_attrs, here.values()) == before
+
+    @pytest.mark.parametrize(
+        ("numbers", "said"),
+        [
+            ((0,), "which 'copy' has not completed: they are copies of different age; give this"),
+            ((0, 3, 2, 1), "it is of a copy that went its own way; to race this one, begin anew:"),
+        ],
+    )
+    def test_the_race_of_another_copy(
+        self, decided: Races, tmp_path: Path, numbers: tuple[int, ...], said: str
+    ) -> None:
+        """One that is older, or went its own way, so that other trials have the numbers."""
+        shutil.copytree(decided.folder, tmp_path / "copy")
+        here = Races(decided.launcher, tmp_path / "copy")
+        original = here.study("greys")
+        made = optuna.create_study(
+            study_name="copy", storage=original._storage, direction="maximize"
+        )
+        for key, value in original.user_attrs.items():
+            made.set_user_attr(key, value)
+        for number in numbers:
+            made.add_trial(original.get_trials()[number])
+        optuna.delete_study(study_name="greys", storage=original._storage)
+        here.study().set_user_attr(TEST, {})
+        before = here.study().user_attrs, here.values()
+        process = here.start(study="copy").wait()
+        assert process.status == 2
+        (line,) = process.stderr.splitlines()
+        assert line.startswith("error: STUDY: 'greys-race' races trial ")
+        assert said in line
+        assert (here.study().user_attrs, here.values()) == before
+        assert optuna.get_all_study_names(here.storage[1]) == ["greys-race", "copy"]
 
     def test_the_race_of_a_race(self, decided: Races) -> None:
         refused = decided.start(study="greys-race").wait().refusal()

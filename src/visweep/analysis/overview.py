@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from visweep.analysis.measure import Measure
 from visweep.errors import UsageError
-from visweep.storage.companions import companions
+from visweep.storage.companions import companions, source_name
 from visweep.storage.specification import BUDGET, OF, SPECIFICATION
 from visweep.training.results import is_lost
 
@@ -136,6 +136,8 @@ class Overview:
         attributes: user attributes of the study.
         companions: of the studies beside it that were made of it one of each kind.
         others: names of further ones of these kinds.
+        source_now: what the study that it was made of is called now, beside it; None where it is
+            not there.
     """
 
     name: str
@@ -147,6 +149,7 @@ class Overview:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     companions: Mapping[str, Overview] = field(default_factory=dict)
     others: Sequence[str] = ()
+    source_now: str | None = None
 
     def having(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in one of these states."""
@@ -255,10 +258,10 @@ def read(study: optuna.Study, where: Sequence[str] = ()) -> Overview:
             "a report is made of a study with one"
         )
     found = _read(study, where)
-    return _with_companions(found, study) if found.specification else found
+    return _with_those_beside(found, study) if found.specification else found
 
 
-def _with_companions(found: Overview, study: optuna.Study) -> Overview:
+def _with_those_beside(found: Overview, study: optuna.Study) -> Overview:
     names = {kind: of for kind, of in companions(study).items() if kind in COMPANIONS}
     shown = {
         kind: optuna.load_study(study_name=names[kind][0], storage=study._storage)
@@ -269,6 +272,7 @@ def _with_companions(found: Overview, study: optuna.Study) -> Overview:
         found,
         companions={kind: _read(other, found.where) for kind, other in shown.items()},
         others=[name for of in names.values() for name in of[1:]],
+        source_now=source_name(study),
     )
 
 

@@ -18,7 +18,7 @@ from visweep.analysis.runs import accuracy_of, by_seed
 from visweep.analysis.statistics.comparison import NoResult
 from visweep.analysis.statistics.paired import paired_test
 from visweep.analysis.statistics.racing import Outcome, Race, race
-from visweep.storage.specification import OF, RACE, SEED, TEST, Specification
+from visweep.storage.specification import RACE, SEED, TEST, Specification
 from visweep.storage.tables import FINISHED
 
 
@@ -84,8 +84,7 @@ class Raced:
     """A race.
 
     Attributes:
-        study: that it is of.
-        arms: the leaders of that study, the best first, and what it had of them.
+        arms: the leaders of the study that it is of, the best first, and what it had of them.
         among: how many configurations of it had completed.
         seeds: that it may take, in their order.
         first: how many before its first look.
@@ -94,7 +93,6 @@ class Raced:
         test: the number on the test images; None as long as there is none.
     """
 
-    study: str
     arms: Mapping[str, Searched]
     among: int
     seeds: tuple[int, ...]
@@ -153,7 +151,6 @@ def read_race(
     results = {arm: {s: accuracy_of(run) for s, run in own.items()} for arm, own in runs.items()}
     tested = mapping(attributes, TEST)
     return Raced(
-        study=str(mapping(attributes, OF).get("study", "")),
         arms={arm: Searched(**begun["arms"][arm]) for arm in specification.arms},
         among=begun["among"],
         seeds=seeds,

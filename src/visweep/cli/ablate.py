@@ -67,14 +67,25 @@ def ablate(wanted: Wanted) -> int:
 
 def _begun_with(wanted: Wanted, source: Source, kind: str, made: str) -> int | None:
     """The trial whose ablation has begun already, so that seeds are added to it though the search
-    may have gone on; None where none has."""
+    may have gone on; None where none has.
+
+    Raises:
+        UsageError: the study has not completed that trial, or the ablation is another one's.
+    """
     with opened(wanted.local.storage, source.name) as (study, storage):
         former = begun(study, storage, made, kind, wanted.local, renamed_by="--name")
     if SPECIFICATION not in former:
         return None
     first = next(iter(Specification.from_stored(former[SPECIFICATION]).arms), "")
     found = re.fullmatch(r"trial (\d+)", first)
-    return int(found[1]) if found else None
+    number = int(found[1]) if found else None
+    if number is not None and wanted.trial is None and number not in source.completed:
+        raise UsageError(
+            f"STUDY: {made!r} is about trial {number}, which {source.name!r} has not completed: "
+            "they are copies of different age; give this command the newer ones of both, or "
+            "another --name"
+        )
+    return number
 
 
 def _to_baseline(source: Source, point: Change) -> list[Change]:

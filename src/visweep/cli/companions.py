@@ -60,15 +60,19 @@ class Source:
         Raises:
             UsageError: there is none.
         """
-        completed = [t for t in self.trials if t.state == TrialState.COMPLETE]
+        completed = self.completed
         if not completed:
             raise UsageError(f"STUDY: no trial of {self.name!r} has completed yet")
         if number is None:
-            return completed[0]
-        for trial in completed:
-            if trial.number == number:
-                return trial
-        raise UsageError(f"--trial: study {self.name!r} has no completed trial {number}")
+            return next(iter(completed.values()))
+        if number not in completed:
+            raise UsageError(f"--trial: study {self.name!r} has no completed trial {number}")
+        return completed[number]
+
+    @property
+    def completed(self) -> Mapping[int, FrozenTrial]:
+        """The trials that have completed, by number, the best one first."""
+        return {t.number: t for t in self.trials if t.state == TrialState.COMPLETE}
 
     def arm(self, trial: FrozenTrial) -> Arm:
         """A trial's configuration, to be compared with others."""

@@ -33,6 +33,7 @@ from visweep.search.study import (
 )
 from visweep.storage.engine import Storage
 from visweep.storage.overview import StudyOverview, overview
+from visweep.storage.specification import RACE
 from visweep.storage.whereabouts import make_ready
 from visweep.training.resolve import device_name
 
@@ -75,8 +76,15 @@ def local_of(
     )
 
 
-def resume(console: Console, study: str, local: Local) -> int:
+def resume(console: Console, study: str, local: Local, *, looks: bool = False) -> int:
     """Go on with a study, as its own command would; returns the exit status.
+
+    Args:
+        console: where to show it.
+        study: its name.
+        local: what this machine brings.
+        looks: whether the caller itself looks at a race's test images then; else a line says which
+            command does.
 
     Raises:
         UsageError: an option is bad.
@@ -92,7 +100,10 @@ def resume(console: Console, study: str, local: Local) -> int:
         opened.study.set_user_attr(STOP, False)
         keep_artifacts_in(opened.study, means.artifacts)
         keep_images_in(opened.study, means.data_dir)
-        return work_on(console, opened, means, this_command())
+        status = work_on(console, opened, means, this_command())
+        if not looks:
+            _say_who_looks(console, opened, url)
+        return status
 
 
 def work(console: Console, study: str | None, local: Local) -> int:
@@ -111,10 +122,19 @@ def work(console: Console, study: str | None, local: Local) -> int:
                 f"--study: {chosen!r} was told to stop; go on with it: visweep resume {chosen}"
             )
         status = work_on(console, opened, means, this_command())
+        _say_who_looks(console, opened, url)
         if opened.study.user_attrs.get(STOP):
             where = shlex.join(["visweep", "resume", chosen, *storage_arguments(url)])
             text.print_line(console, f"the study was stopped for all; go on with it: {where}")
         return status
+
+
+def _say_who_looks(console: Console, opened: OpenStudy, url: str) -> None:
+    if RACE in opened.study.user_attrs:
+        # What decides takes a moment to import.
+        from visweep.cli.racing import print_who_looks
+
+        print_who_looks(console, opened, storage_arguments(url))
 
 
 def _prepared(storage: Storage, study: str, url: str, local: Local) -> tuple[OpenStudy, Means]:

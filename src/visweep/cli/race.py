@@ -24,7 +24,7 @@ from visweep.errors import UsageError
 from visweep.search.arms import MOST_SEEDS
 from visweep.search.study import images_folder
 from visweep.storage.companions import companion_name, source_name
-from visweep.storage.specification import OF, RACE, Arm
+from visweep.storage.specification import OF, RACE, SPECIFICATION, Arm, Specification
 
 KIND = "race"
 TOP = 5
@@ -47,18 +47,20 @@ def race(console: Console, wanted: Wanted) -> int:
     exit status.
 
     Raises:
-        UsageError: an option is bad, or there are too few configurations.
+        UsageError: an option is bad, there are too few configurations, or the race that was begun
+            is of others than this study has.
     """
     if wanted.top is not None and wanted.top < 2:
         raise UsageError(f"--top: {wanted.top} is not accepted; accepted: 2, 3, 4, …")
     seeds = None if wanted.seeds is None else _range(wanted.seeds)
     name, former, local = _begun(wanted)
+    source = source_of(wanted.study, local)
     if former is None:
-        source = source_of(wanted.study, local)
         status = _begin(source, name, wanted.top or TOP, seeds or SEEDS, local)
     else:
-        _require_same(former, name, wanted, seeds)
-        status = resume(console, name, local)
+        _require_same(former[RACE], name, wanted, seeds)
+        _require_its_own(former, name, source, local)
+        status = resume(console, name, local, looks=True)
     if status == 0:
         evaluate_once(console, name, local)
     return status
@@ -76,13 +78,18 @@ def _range(given: str) -> tuple[int, int]:
 
 
 def _begun(wanted: Wanted) -> tuple[str, Mapping[str, Any] | None, Local]:
-    """The name of the race, what it was begun with, None where there is none yet, and what this
+    """The name of the race, what it keeps of itself, None where there is none yet, and what this
     machine brings, with the images where the study found them."""
     local = wanted.local
     with opened(local.storage, wanted.study) as (study, storage):
         of = study.user_attrs.get(OF, {})
         if of.get("kind") == KIND:
-            raced = source_name(study) or str(of.get("study"))
+            raced = source_name(study)
+            if raced is None:
+                raise UsageError(
+                    f"STUDY: {wanted.study!r} is a race itself, and the study that it is of is "
+                    f"not here; it was called {of.get('study')!r}; accepted: a search"
+                )
             raise UsageError(
                 f"STUDY: {wanted.study!r} is a race itself; go on with it: "
                 f"visweep race {shlex.quote(raced)}"
@@ -90,7 +97,8 @@ def _begun(wanted: Wanted) -> tuple[str, Mapping[str, Any] | None, Local]:
         if local.data_dir is None and (folder := images_folder(study)) is not None:
             local = replace(local, data_dir=Path(folder))
         name = companion_name(study, KIND)
-        return name, begun(study, storage, name, KIND, local).get(RACE), local
+        former = begun(study, storage, name, KIND, local)
+        return name, former if RACE in former else None, local
 
 
 def _require_same(
@@ -108,6 +116,26 @@ def _require_same(
             f"--seeds: this race was begun with {first}..{last}; leave it out, or begin anew: "
             f"{delete}"
         )
+
+
+def _require_its_own(former: Mapping[str, Any], name: str, source: Source, local: Local) -> None:
+    """A race is found by its study's id, which a copy that went its own way has, too: its leaders
+    may be others, which would be trained and looked at on the test images in this one's name."""
+    for arm, raced in Specification.from_stored(former[SPECIFICATION]).arms.items():
+        trial = source.completed.get(former[RACE]["arms"][arm]["trial"])
+        if trial is None:
+            raise UsageError(
+                f"STUDY: {name!r} races {arm}, which {source.name!r} has not completed: they are "
+                "copies of different age; give this command the newer ones of both"
+            )
+        differing = raced.differences(_without_seeds(source.arm(trial)))
+        if differing:
+            field, (own, other) = next(iter(differing.items()))
+            raise UsageError(
+                f"STUDY: {name!r} races {arm} with {field} {other!r}, and that of {source.name!r} "
+                f"has {own!r}: it is of a copy that went its own way; to race this one, begin "
+                f"anew: {deleting(name, local)}"
+            )
 
 
 def _begin(source: Source, name: str, top: int, seeds: tuple[int, int], local: Local) -> int:

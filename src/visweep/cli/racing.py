@@ -81,12 +81,23 @@ def print_race(console: Console, opened: OpenStudy, where: Sequence[str] = ()) -
             text.print_line(console, words.looked(look))
     for line in _conclusions(raced):
         text.print_line(console, line)
-    if raced.chosen is not None and raced.test is None:
-        study = source_name(opened.study) or raced.study
-        again = shlex.join(["visweep", "race", study, *where])
-        text.print_line(console, f"the test images are looked at, once, by: {again}")
     see = ["visweep", "report", opened.name, *where]
     text.print_line(console, f"see more: {shlex.join(see)}")
+
+
+def print_who_looks(console: Console, opened: OpenStudy, where: Sequence[str] = ()) -> None:
+    """Which command looks at the test images, where the race is decided and none did; nothing
+    where the study that it is of, which the command names, is not there.
+
+    Args:
+        console: where to print.
+        opened: the study.
+        where: options that tell other commands in which storage the study lies.
+    """
+    raced, study = raced_in(opened), source_name(opened.study)
+    if raced.chosen is not None and raced.test is None and study is not None:
+        again = shlex.join(["visweep", "race", study, *where])
+        text.print_line(console, f"the test images are looked at, once, by: {again}")
 
 
 def _arms(raced: Raced) -> Table:

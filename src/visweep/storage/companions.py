@@ -5,15 +5,19 @@ was made of it keeps that id under `OF`. So they find each other again wherever 
 to. Where the study that one was made of is there under its old name, it belongs to that one alone:
 a copy beside it may have gone its own way, and its trial 40 be another. In another storage a copy
 that went on by itself cannot be told from a mere copy. What was made of a study without an id is
-tied to its name. Commands go on with what they find so.
+tied to its name.
+
+Commands go on with what they find so where it has the name that they give it, or was made under a
+former name of the study; and only while its configurations are those of the study's trials.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.study._frozen import FrozenStudy
 
 from visweep.storage.specification import OF, STUDY_ID
 
@@ -24,34 +28,22 @@ def companions(study: optuna.Study) -> dict[str, list[str]]:
     Of each kind that one stands first which was made under the study's present name and has the
     name that commands give it, as far as there is one, and else the newest.
     """
-    name, identifier = study.study_name, study.user_attrs.get(STUDY_ID)
-    there = study._storage.get_all_studies()
-    copies = {s.study_name for s in there if s.user_attrs.get(STUDY_ID) == identifier} - {name}
-    found: dict[str, list[tuple[bool, bool, int, str]]] = {}
-    for other in there:
-        of = other.user_attrs.get(OF)
-        if isinstance(of, Mapping) and _is_of(of, name, identifier, copies):
-            kind = str(of.get("kind"))
-            rank = (of.get("study") == name, other.study_name == f"{name}-{kind}")
-            found.setdefault(kind, []).append((*rank, other._study_id, other.study_name))
-    return {
-        kind: [ranked[-1] for ranked in sorted(others, reverse=True)]
-        for kind, others in found.items()
-    }
+    made = _made_of(study, study._storage.get_all_studies())
+    return {kind: [other.study_name for other in others] for kind, others in made.items()}
 
 
 def companion_name(study: optuna.Study, kind: str) -> str:
     """What the study is called that a command makes of another one, or has made of it.
 
-    Where there is none of the name that it would be given, but one that was made of the other one
+    Where none that was made of it has the name that it would be given, but one was made of it
     under a former name, it is that: the newest of such.
     """
     default = f"{study.study_name}-{kind}"
-    there = {other.study_name: other.user_attrs for other in study._storage.get_all_studies()}
-    if default in there:
+    made = _made_of(study, study._storage.get_all_studies()).get(kind, [])
+    former = [o.study_name for o in made if o.user_attrs[OF].get("study") != study.study_name]
+    if not former or default in [other.study_name for other in made]:
         return default
-    made = companions(study).get(kind, ())
-    return next((m for m in made if there[m][OF].get("study") != study.study_name), default)
+    return former[0]
 
 
 def source_name(study: optuna.Study) -> str | None:
@@ -66,6 +58,24 @@ def source_name(study: optuna.Study) -> str | None:
         return name
     copies = [each for each, own in there.items() if identifier is not None and own == identifier]
     return copies[0] if copies else None
+
+
+def _made_of(study: optuna.Study, there: Sequence[FrozenStudy]) -> dict[str, list[FrozenStudy]]:
+    """As `companions` says, of the studies that are there."""
+    name, identifier = study.study_name, study.user_attrs.get(STUDY_ID)
+    copies = {s.study_name for s in there if s.user_attrs.get(STUDY_ID) == identifier} - {name}
+    found: dict[str, list[FrozenStudy]] = {}
+    for other in there:
+        of = other.user_attrs.get(OF)
+        if isinstance(of, Mapping) and _is_of(of, name, identifier, copies):
+            found.setdefault(str(of.get("kind")), []).append(other)
+
+    def rank(other: FrozenStudy) -> tuple[bool, bool, int]:
+        of = other.user_attrs[OF]
+        usual = f"{name}-{of.get('kind')}"
+        return of.get("study") == name, other.study_name == usual, other._study_id
+
+    return {kind: sorted(others, key=rank, reverse=True) for kind, others in found.items()}
 
 
 def _is_of(of: Mapping[str, Any], name: str, identifier: object, copies: set[str]) -> bool:

@@ -84,6 +84,10 @@ def test_a_row(given: Row, words: str) -> None:
             "an effect of 1.9 points would have been shown in 4 of 5 studies; "
             "in 2 rows none would.",
         ),
+        (
+            (0.0, 3.0),
+            "an effect of 0.0 to 3.0 points, by the row, would have been shown in 4 of 5 studies.",
+        ),
         ((122.3,), "no effect would have been shown in 4 of 5 studies."),
     ],
 )

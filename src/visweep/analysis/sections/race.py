@@ -36,7 +36,8 @@ def race_section(overview: Overview) -> Section | None:
     raced = None if own is None else _raced(own)
     if own is None or raced is None:
         return None
-    return Section("race", "Race", list(_blocks(own, raced, overview.name)))
+    study = overview.source_now if own is overview else overview.name
+    return Section("race", "Race", list(_blocks(own, raced, study)))
 
 
 def race_lead(overview: Overview) -> str:
@@ -52,15 +53,14 @@ def _raced(overview: Overview) -> Raced | None:
     return read_race(overview.attributes, specification, overview.trials)
 
 
-def _blocks(own: Overview, raced: Raced, name: str) -> Iterator[Block]:
+def _blocks(own: Overview, raced: Raced, study: str | None) -> Iterator[Block]:
+    """Of a race, and of what the study that it is of is called now, if that is there."""
     yield Paragraph(capital(words.outcome(raced)))
     if raced.chosen is not None:
         yield Tiles([_tile(number) for number in words.numbers(raced, raced.chosen)])
     if curse := words.curse(raced):
         yield Paragraph(curse)
-    elif raced.chosen is not None:
-        # This may be the report of the race itself.
-        study = raced.study if name == own.name else name
+    elif raced.chosen is not None and study is not None:
         again = ["visweep", "race", study, *own.where]
         yield Command("Look at the test images, once", shlex.join(again))
     try:

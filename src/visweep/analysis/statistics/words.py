@@ -80,7 +80,8 @@ def _far_more(rows: Sequence[Row], least: int) -> str:
 def could_have_shown(rows: Sequence[Row]) -> str:
     """The smallest effects that these seeds could have shown, as a sentence; empty if unknown."""
     known = [row for row in rows if row.detectable is not None]
-    shown = [row.detectable for row in known if row.detectable and row.detectable <= MOST]
+    effects = [row.detectable for row in rows if row.detectable is not None]
+    shown = [effect for effect in effects if effect <= MOST]
     if not known:
         return ""
     seeds = sorted({len(row.seeds) for row in known})
