@@ -112,9 +112,9 @@ def _tested(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Mapping[str, 
     if not tested:
         return {}
     # It may be of a copy that went on otherwise, where the number is another trial's.
-    winner = specification_of(race).arms[tested["arm"]]
+    winner = specification_of(race).arms[tested["arm"]].seedless
     named = [t for t in trials if _raced_as(t) == tested["arm"] and t.params]
-    alike = [t for t in named if not _configured(study, t).differences(winner)]
+    alike = [t for t in named if not _configured(study, t).seedless.differences(winner)]
     return tested if alike else {}
 
 

@@ -128,7 +128,7 @@ def _require_its_own(former: Mapping[str, Any], name: str, source: Source, local
                 f"STUDY: {name!r} races {arm}, which {source.name!r} has not completed: they are "
                 "copies of different age; give this command the newer ones of both"
             )
-        differing = raced.differences(_without_seeds(source.arm(trial)))
+        differing = raced.differences(source.arm(trial).seedless)
         if differing:
             field, (own, other) = next(iter(differing.items()))
             raise UsageError(
@@ -198,13 +198,9 @@ def leaders(source: Source) -> list[Leader]:
     groups: dict[Arm, list[FrozenTrial]] = {}
     for trial in source.trials:
         if trial.state == TrialState.COMPLETE and trial.value is not None:
-            groups.setdefault(_without_seeds(source.arm(trial)), []).append(trial)
+            groups.setdefault(source.arm(trial).seedless, []).append(trial)
     found = [Leader(arm, _searched(trials)) for arm, trials in groups.items()]
     return sorted(found, key=lambda each: (-each.searched.accuracy, each.searched.trial))
-
-
-def _without_seeds(arm: Arm) -> Arm:
-    return Arm(model=arm.model, train=arm.train.replace(seeds=(0,)))
 
 
 def _searched(trials: Sequence[FrozenTrial]) -> Searched:

@@ -87,6 +87,11 @@ class Arm:
         described = {"model": to_json(self.model), "train": to_json(self.train)}
         return {**described, "against": self.against}
 
+    @property
+    def seedless(self) -> Arm:
+        """Its configuration alone, equal for arms that differ in nothing but seeds."""
+        return Arm(model=self.model, train=self.train.replace(seeds=(0,)))
+
     def differences(self, other: Arm) -> dict[str, tuple[Any, Any]]:
         """The fields in which this arm differs from another: what stands there, and what here."""
         found = {}
