@@ -24,7 +24,7 @@ def _table(output: str) -> list[dict[str, str]]:
 
 
 def _run(launcher: Any, script: str, *arguments: object) -> list[dict[str, str]]:
-    process = launcher.run(BENCHMARKS / f"{script}.py", *arguments)
+    process = launcher.start(BENCHMARKS / f"{script}.py", *arguments).wait(280)
     assert (process.status, process.stderr) == (0, "")
     assert " CPUs, load " in process.stdout.splitlines()[0]
     return _table(process.stdout)
