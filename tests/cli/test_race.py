@@ -258,11 +258,6 @@ class TestGoingOn:
         assert [look.seeds for look in here.raced().race.looks] == [2, 3]
 
     @pytest.mark.slow
-    @pytest.mark.xfail(
-        strict=False,
-        reason="a known defect: two commands that begin a race at the same instant may both train "
-        "its first run, which then counts twice",
-    )
     def test_two_commands_at_once_share_one_race(self, races: Any, decided: Races) -> None:
         here = races()
         both = [here.start("--top", 3, "--seeds", "3..10") for _ in range(2)]

@@ -181,6 +181,25 @@ class TestTraining:
         assert proposed.parameters == {"arm": NAMES[2], "seed": FIRST_SEED}
         assert proposed.attributes == {}
 
+    @pytest.mark.parametrize("enqueued", [None, {"arm": "of no table", "seed": FIRST_SEED}])
+    def test_a_point_that_is_enqueued_is_left_to_its_trial(
+        self, images: ResidentData, storage: Storage, enqueued: dict[str, Any] | None
+    ) -> None:
+        """The first one is: whoever has it may be slower to begin than who takes the second."""
+        study = opened(storage, images, 1)
+        if enqueued:
+            study.study.enqueue_trial(enqueued)
+        mine = replace(study, slots=Slots(storage, study.study_id, this_process(1)))
+        first, second = study.slots.take(), mine.slots.take()
+        assert first is not None
+        assert second is not None
+        later = propose_next(mine, second)
+        assert later.parameters == {"arm": NAMES[1], "seed": FIRST_SEED}
+        assert mine.slots.begin(second, later.parameters, study.specification.space)
+        sooner = propose_next(study, first)
+        assert sooner.parameters == {"arm": NAMES[0], "seed": FIRST_SEED}
+        assert sooner.attributes == {}
+
     def test_a_replicate_does_not_stand_for_the_run_itself(
         self, images: ResidentData, storage: Storage, sweep: Callable[..., Any]
     ) -> None:

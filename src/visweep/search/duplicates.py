@@ -39,7 +39,7 @@ from visweep.search import grid
 from visweep.search.bounds import Bounds
 from visweep.search.samplers import make_sampler, propose
 from visweep.search.seeds import new_seeds, seed_for
-from visweep.search.spaces import corners, has_few_corners
+from visweep.search.spaces import corners, has_few_corners, lies_in
 from visweep.search.study import OpenStudy
 from visweep.storage.budget import fixed_parameters
 from visweep.storage.lease import Lease
@@ -256,10 +256,13 @@ class _Proposer:
 
     def _untried(self, start: int) -> dict[str, Any] | None:
         space, free = self.spec.space, self._free()
+        points = [trial.params for trial in self._begun()]
+        if self.spec.arms:
+            points += self._enqueued()
         tried = {
-            configuration({name: t.params[name] for name in free}, space)
-            for t in self._begun()
-            if self._keeps_to_what_is_fixed(t)
+            configuration({name: point[name] for name in free}, space)
+            for point in points
+            if self._keeps_to_what_is_fixed(point)
         }
         allowed = self._allows if self.bounds else None
         found = grid.untried(free, tried, start, allowed)
@@ -270,8 +273,8 @@ class _Proposer:
     def _allows(self, free: Mapping[str, Any]) -> bool:
         return self.bounds.allow({**free, **self.fixed})
 
-    def _keeps_to_what_is_fixed(self, trial: FrozenTrial) -> bool:
-        there = {name: trial.params[name] for name in self.fixed}
+    def _keeps_to_what_is_fixed(self, point: Mapping[str, Any]) -> bool:
+        there = {name: point[name] for name in self.fixed}
         return configuration(there, self.spec.space) == configuration(self.fixed, self.spec.space)
 
     def _begun(self) -> Iterable[FrozenTrial]:
@@ -282,6 +285,16 @@ class _Proposer:
             # An arm is to have each seed itself, whatever seeds its replicates had.
             if not (self.spec.arms and seeds_of(trial)):
                 yield trial
+
+    def _enqueued(self) -> list[dict[str, Any]]:
+        """The points of other trials that somebody has chosen, and that are yet to begin: those
+        of a space, as nobody has checked them so far."""
+        points = (
+            fixed_parameters(trial)
+            for trial in self.opened.trials()
+            if trial.number != self.lease.number and not trial.state.is_finished()
+        )
+        return [point for point in points if lies_in(point, self.spec.space)]
 
     def _is_enqueued(self, trial: FrozenTrial) -> bool:
         """Somebody has chosen every parameter of it."""

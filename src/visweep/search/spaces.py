@@ -118,6 +118,13 @@ def check_point(point: Mapping[str, Any], space: Space) -> None:
             raise UsageError(f"enqueued {name}={value!r} is not in {space[name]}")
 
 
+def lies_in(point: Mapping[str, Any], space: Space) -> bool:
+    """Whether it has all parameters of a space, and no others, each in its range."""
+    return point.keys() == space.keys() and all(
+        _contains(space[name], value) for name, value in point.items()
+    )
+
+
 def _contains(distribution: BaseDistribution, value: Any) -> bool:
     try:
         return distribution._contains(distribution.to_internal_repr(value))
