@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
 
-import numpy as np
-import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from visweep.masks import Bytes, drawn_mask, in_pieces
+from visweep import dropping
+from visweep.masks import Row, beginning, drawn_mask, mask_of_part
 
 
 def key(*parts: int | str) -> int:
@@ -63,7 +63,6 @@ class Draws:
         self._seeds = tuple(seeds)
         self._streams: tuple[tuple[int | str, ...], ...] = tuple((s, *moment) for s in seeds)
         self._part: Part | None = None
-        self._source = Bytes()
         self._by_place = _seeds_for_every_place(device)
         count = 1 if self._by_place else len(self._seeds)
         self.generators = [torch.Generator(device) for _ in range(count)]
@@ -166,31 +165,46 @@ class Draws:
         """Inverted-dropout factors, 0 or 1/(1 - rate): (K, *shape) of `dtype`. The first axis is
         of images, or of images times tokens.
 
-        On the CPU each element costs one random byte; see `visweep.masks`. On a GPU it costs two,
-        which split at the nearest multiple of 1/65536.
+        On the CPU each element costs one random byte, see `visweep.kernels`; on a GPU two, which
+        split at the nearest multiple of 1/65536.
         """
         if not self._by_place:
             drawn = self._of_part(self._halfwords(self._whole(prod(shape)), rates, place))
             least, factors = _columns(tuple(rates), dtype, self.device)
             return torch.ge(drawn, least).to(dtype).mul_(factors).view(len(self), *shape)
-        draw = in_pieces if self._part is None else self._bytes_of_part
-        mask = drawn_mask(self._bytes(place), rates, prod(shape), dtype, draw)
+        rows, count = self._dropped_rows(rates, place), prod(shape)
+        if self._part is None:
+            mask = drawn_mask(rows, count, dtype)
+        else:
+            mask = mask_of_part(rows, count, dtype, self._part.images, self._part.of)
         return mask.view(len(self), *shape)
 
-    def _bytes_of_part(self, stream: Bytes, count: int) -> Iterator[npt.NDArray[np.uint8]]:
-        """A part is there for want of memory: of the whole batch only its bytes are made."""
-        drawn = torch.from_numpy(stream.draw(self._whole(count)))[None]
-        yield self._of_part(drawn)[0].numpy()
+    def dropped(
+        self, x: Tensor, rates: Sequence[float], place: str, *, inplace: bool = False
+    ) -> Tensor:
+        """`x` (K, …) times the mask of this place.
 
-    def _bytes(self, place: str) -> Iterator[tuple[Bytes, list[int]]]:
-        """Where the random bytes of a place come from, and for which replicas."""
-        rows: dict[tuple[int | str, ...], list[int]] = {}
-        for row, stream in enumerate(self._streams):
-            # Trials of a study have the same seeds, and may be at the same step.
-            rows.setdefault(stream, []).append(row)
-        for stream, of in rows.items():
-            self._source.begin(*stream, place)
-            yield self._source, of
+        Args:
+            inplace: overwrite `x`, which nothing else may need any more.
+        """
+        if self._at_once(x):
+            return dropping.dropped(x, self._dropped_rows(rates, place), inplace=inplace)
+        mask = self.dropout_mask(tuple(x.shape[1:]), rates, x.dtype, place)
+        return x.mul_(mask) if inplace else x * mask
+
+    def dropped_gelu(self, x: Tensor, rates: Sequence[float], place: str) -> Tensor:
+        """GELU(x) times the mask of this place."""
+        if self._at_once(x) and x.dtype == torch.bfloat16:
+            return dropping.dropped_gelu(x, self._dropped_rows(rates, place))
+        return self.dropped(F.gelu(x), rates, place, inplace=True)
+
+    def _at_once(self, x: Tensor) -> bool:
+        """Whether it pays to drop without a mask."""
+        return x.device.type == "cpu" and self._part is None and x[0].numel() >= dropping.LEAST
+
+    def _dropped_rows(self, rates: Sequence[float], place: str) -> list[Row]:
+        pairs = zip(self._streams, rates, strict=True)
+        return [Row(beginning(*stream, place), rate) for stream, rate in pairs]
 
 
 @cache

@@ -1,13 +1,10 @@
-"""Dropout masks on the CPU, from random bytes.
-
-They are made a piece at a time: the bytes of a piece and what is made of them stay in the
-processor's nearest caches, and only the mask itself is written to memory.
-"""
+"""Dropout masks on the CPU, from random bytes; see `visweep.kernels`."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -16,104 +13,117 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-PIECE = 2**16
-"""Elements."""
-_MIXED = 12
-"""Words after which no two states, however alike, give like ones."""
-
-
-class Bytes:
-    """Independent uniform bytes from a stream for every key.
-
-    SFC64 (Doty-Humphrey, https://pracrand.sourceforge.net) draws a word in a third of the time of
-    torch's Mersenne Twister. Its state is set to a digest of the key and mixed as after any seed:
-    NumPy's own way of seeding takes longer than most masks.
-    """
-
-    def __init__(self) -> None:
-        self._source = np.random.SFC64(0)
-
-    def begin(self, *key: int | str) -> None:
-        """Go to the beginning of the stream of `key`."""
-        digest = hashlib.blake2b(repr(key).encode(), digest_size=24).digest()
-        words = np.frombuffer(digest + _ONE, "<u8").astype(np.uint64)
-        self._source.state = {
-            "bit_generator": "SFC64",
-            "state": {"state": words},
-            "has_uint32": 0,
-            "uinteger": 0,
-        }
-        self._source.random_raw(_MIXED)
-
-    def fraction(self) -> float:
-        """The next word as a number in [0, 1)."""
-        return float(self._source.random_raw() >> 11) / 2.0**53
-
-    def draw(self, count: int) -> npt.NDArray[np.uint8]:
-        """The next ones, (count,); what is left of the last word of eight is lost."""
-        return self._source.random_raw(-(-count // 8)).view(np.uint8)[:count]
-
+from visweep import kernels
 
 _ONE = (1).to_bytes(8, "little")
 """Where SFC64 begins to count."""
 
 
-Draw = Callable[[Bytes, int], Iterator[npt.NDArray[np.uint8]]]
-"""Draws the bytes of a row of so many elements, in pieces."""
+def beginning(*key: int | str) -> npt.NDArray[np.uint64]:
+    """(4,), the state of SFC64 that the stream of random bytes of `key` begins with.
 
-
-def in_pieces(stream: Bytes, count: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Bytes one after the other."""
-    for first in range(0, count, PIECE):
-        yield stream.draw(min(PIECE, count - first))
-
-
-def drawn_mask(
-    streams: Iterable[tuple[Bytes, Sequence[int]]],
-    rates: Sequence[float],
-    count: int,
-    dtype: torch.dtype,
-    draw: Draw = in_pieces,
-) -> Tensor:
-    """Inverted-dropout factors, 0 or 1/(1 - rate), a row for every rate.
-
-    Each element costs a byte. A byte can only split at a multiple of 1/256, so the split is itself
-    drawn, once for each stream, between the two nearest ones: over masks every element is dropped
-    with exactly the rate asked for.
-
-    Args:
-        streams: where bytes come from, each with the rows that it is for; one is drawn from to
-            its end before the next is asked for.
-        rates: in [0, 1).
-        count: elements of a row.
-        dtype: a floating one.
-        draw: draws the bytes of a row.
-
-    Returns:
-        (rows, count) of `dtype`.
+    It is a digest of the key: NumPy's own way of seeding takes longer than most masks.
     """
-    mask = np.empty((len(rates), count), _form(dtype))
-    for stream, rows in streams:
-        nudge = stream.fraction()
-        splits = [(r, int(rates[r] * 256.0 + nudge), _factor(rates[r], dtype)) for r in rows]
-        first = 0
-        for drawn in draw(stream, count):
-            last = first + len(drawn)
-            for row, split, factor in splits:
-                np.multiply(drawn >= split, factor, out=mask[row, first:last])
-            first = last
-    return torch.from_numpy(mask).view(dtype)
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=24).digest()
+    return np.frombuffer(digest + _ONE, "<u8").astype(np.uint64)
+
+
+@dataclass(frozen=True)
+class Row:
+    """How the elements of one replica are dropped.
+
+    Attributes:
+        key: as `beginning` gives it.
+        rate: probability of a zero, in [0, 1).
+    """
+
+    key: npt.NDArray[np.uint64]
+    rate: float
+
+
+class Stream:
+    """What drops the elements of a row, from the first to the last, some at a time.
+
+    All that it is given at a time but the last must be a multiple of eight.
+    """
+
+    def __init__(self, row: Row) -> None:
+        self._rate = row.rate
+        self._state = row.key.copy()
+        self._split = kernels.begin(self._state, row.rate)
+
+    def mask(self, count: int, dtype: torch.dtype) -> Tensor:
+        """Inverted-dropout factors, 0 or 1/(1 - rate), (count,) of a floating `dtype`."""
+        mask = torch.empty(count, dtype=dtype)
+        kernels.mask(numbers(mask), self._state, self._split, _in_mask(self._rate, dtype))
+        return mask
+
+    def kept(self, count: int) -> Tensor:
+        """Which are kept, (count,) uint8: 0 or 1."""
+        kept = torch.empty(count, dtype=torch.uint8)
+        kernels.mask(kept.numpy(), self._state, self._split, np.uint8(1))
+        return kept
+
+    def drop(self, x: Tensor) -> None:
+        """Multiply `x`, which is contiguous, by a mask."""
+        kernels.drop(numbers(x), self._state, self._split, self._factor(x))
+
+    def dropped(self, x: Tensor, out: Tensor) -> None:
+        """Fill `out` with `x` times a mask; both are contiguous."""
+        factor = self._factor(x)
+        kernels.dropped(numbers(x), numbers(out), self._state, self._split, factor)
+
+    def dropped_value(self, x: Tensor, out: Tensor, table: npt.NDArray[np.float32]) -> None:
+        """See `visweep.kernels.dropped_value`; all are contiguous, and bfloat16."""
+        given = numbers(x), numbers(out), table
+        kernels.dropped_value(*given, self._state, self._split, self._factor(x))
+
+    def dropped_slope(
+        self, gradient: Tensor, x: Tensor, out: Tensor, table: npt.NDArray[np.float32]
+    ) -> None:
+        """See `visweep.kernels.dropped_slope`; all are contiguous, and bfloat16."""
+        given = numbers(gradient), numbers(x), numbers(out), table
+        kernels.dropped_slope(*given, self._state, self._split, self._factor(x))
+
+    def _factor(self, x: Tensor) -> Any:
+        return _beside(self._rate, x.dtype)
+
+
+def drawn_mask(rows: Sequence[Row], count: int, dtype: torch.dtype) -> Tensor:
+    """Inverted-dropout factors, (K, count)."""
+    masks = [Stream(row).mask(count, dtype) for row in rows]
+    return masks[0][None] if len(masks) == 1 else torch.stack(masks)
+
+
+def mask_of_part(
+    rows: Sequence[Row], count: int, dtype: torch.dtype, images: Tensor, of: int
+) -> Tensor:
+    """The columns of `images` in the mask of a batch `of` so many, (K, count).
+
+    A part is there for want of memory: of the whole batch there is a byte for each element.
+    """
+    whole = count // len(images) * of
+    mask = torch.empty((len(rows), count), dtype=dtype)
+    for into, row in zip(mask, rows, strict=True):
+        kept = Stream(row).kept(whole).view(of, -1)[images]
+        into.copy_(kept.flatten()).mul_(1.0 / (1.0 - row.rate))
+    return mask
+
+
+def numbers(x: Tensor) -> npt.NDArray[Any]:
+    """(N,), what a contiguous `x` holds, as kernels take it: the same memory."""
+    flat = x.detach().view(-1)
+    return (flat.view(torch.uint16) if x.dtype == torch.bfloat16 else flat).numpy()
 
 
 @cache
-def _form(dtype: torch.dtype) -> np.dtype[Any]:
-    """What NumPy, which knows no bfloat16, has in its place: integers of as many bits, of which
-    0 or 1 times the bits of a factor is 0 or these bits."""
-    return np.dtype(np.int16 if dtype == torch.bfloat16 else str(dtype).removeprefix("torch."))
-
-
-@cache
-def _factor(rate: float, dtype: torch.dtype) -> Any:
-    """Of what is kept at a rate, as `_form` has it."""
+def _beside(rate: float, dtype: torch.dtype) -> Any:
+    """The factor of what is kept at a rate, as kernels take it beside numbers of `dtype`."""
     kept = torch.tensor([1.0 / (1.0 - rate)], dtype=dtype)
-    return (kept.view(torch.int16) if dtype == torch.bfloat16 else kept).numpy()[0]
+    return (kept.float() if dtype == torch.bfloat16 else kept).numpy()[0]
+
+
+@cache
+def _in_mask(rate: float, dtype: torch.dtype) -> Any:
+    """The same as one of the numbers."""
+    return numbers(torch.tensor([1.0 / (1.0 - rate)], dtype=dtype))[0]

@@ -142,11 +142,18 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
         if not self.active:
             return x
+        return self._mine(draws).dropped(x, self.rates, self.place, inplace=self.inplace)
+
+    def after_gelu(self, x: Tensor, draws: Draws | None) -> Tensor:
+        """Of GELU(x), which nothing else needs."""
+        if not self.active:
+            return F.gelu(x)
+        return self._mine(draws).dropped_gelu(x, self.rates, self.place)
+
+    def _mine(self, draws: Draws | None) -> Draws:
         if draws is None:
             raise ValueError(f"dropout at {self.place!r} needs draws while training")
-        mine = draws.rows(self.first, self.first + len(self.rates))
-        mask = mine.dropout_mask(tuple(x.shape[1:]), self.rates, x.dtype, self.place)
-        return x.mul_(mask) if self.inplace else x * mask
+        return draws.rows(self.first, self.first + len(self.rates))
 
 
 class Conv2d(Stacked):

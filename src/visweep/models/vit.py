@@ -80,12 +80,12 @@ class MLP(nn.Module):
         hidden = int(width * configs[0].mlp_ratio)
         rates = [c.drop for c in configs]
         self.fc1 = Linear(replicas, width, hidden)
-        self.drop1 = Dropout(rates, f"{place}.drop1", inplace=True)
+        self.drop1 = Dropout(rates, f"{place}.drop1")
         self.fc2 = Linear(replicas, hidden, width)
         self.drop2 = Dropout(rates, f"{place}.drop2", inplace=True)
 
     def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
-        hidden = self.drop1(nn.functional.gelu(self.fc1(x.flatten(1, 2))), draws)
+        hidden = self.drop1.after_gelu(self.fc1(x.flatten(1, 2)), draws)
         out: Tensor = self.drop2(self.fc2(hidden), draws)
         return out.view(x.shape)
 

@@ -74,6 +74,10 @@ class FlatParameters:
         self.refresh()
         _point(self._narrow, self._copy)
         _point(self._wide, self.values[:, self._copy.shape[1] :])
+        self._grads = [
+            columns[: len(parameter)].view(parameter.shape)
+            for parameter, columns in zip(self._parameters, self._split(self.grads), strict=True)
+        ]
         self._runs = _runs(self._parameters, sections=[len(self._narrow)])
 
     def refresh(self) -> None:
@@ -106,6 +110,11 @@ class FlatParameters:
     def backward(self, loss: Tensor, *, add: bool = False) -> None:
         """Put the gradient of `loss` into `grads`, in place of what was there, or add it."""
         grads = torch.autograd.grad(loss, self._parameters)
+        if self.values.device.type == "cpu":
+            join = torch._foreach_add_ if add else torch._foreach_copy_
+            join(self._grads, grads)
+            return
+        # A GPU takes a kernel for each of them where the formats differ.
         for run in self._runs:
             joined = torch.cat([grad.flatten(1) for grad in grads[run.first : run.last]], dim=1)
             columns = self.grads[: len(joined), run.columns]
