@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from visweep import dropping
+from visweep import at_once, dropping
 from visweep.draws import Draws, Part
 from visweep.masks import Row, beginning, drawn_mask
 
@@ -109,7 +109,7 @@ class TestDraws:
         x, rates = normal(0, 2, 2, 9, dtype=dtype), (0.3, 0.1)
         found = []
         for least in (1, 1000):
-            monkeypatch.setattr(dropping, "LEAST", least)
+            monkeypatch.setattr(at_once, "LEAST", least)
             found.append(
                 (
                     draws.dropped(x, rates, "here"),
@@ -123,5 +123,5 @@ class TestDraws:
     def test_much_is_dropped_without_a_mask(self, monkeypatch: pytest.MonkeyPatch) -> None:
         draws = Draws((3,), torch.device("cpu"), ("step", 7))
         monkeypatch.delattr(Draws, "dropout_mask")
-        dropped = draws.dropped(torch.ones(1, dropping.LEAST), [0.3], "here")
-        assert 0.65 < dropped.count_nonzero() / dropping.LEAST < 0.75
+        dropped = draws.dropped(torch.ones(1, at_once.LEAST), [0.3], "here")
+        assert 0.65 < dropped.count_nonzero() / at_once.LEAST < 0.75

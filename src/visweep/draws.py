@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visweep import dropping
+from visweep import at_once, dropping
 from visweep.masks import Row, beginning, drawn_mask, mask_of_part
 
 
@@ -200,7 +200,7 @@ class Draws:
 
     def _at_once(self, x: Tensor) -> bool:
         """Whether it pays to drop without a mask."""
-        return x.device.type == "cpu" and self._part is None and x[0].numel() >= dropping.LEAST
+        return x.device.type == "cpu" and self._part is None and x[0].numel() >= at_once.LEAST
 
     def _dropped_rows(self, rates: Sequence[float], place: str) -> list[Row]:
         pairs = zip(self._streams, rates, strict=True)

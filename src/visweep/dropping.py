@@ -19,10 +19,6 @@ from torch.autograd.function import once_differentiable
 
 from visweep.masks import Row, Stream
 
-LEAST = 2**17
-"""Elements of a replica below which torch's own products with a mask are faster."""
-
-
 def dropped(x: Tensor, rows: Sequence[Row], *, inplace: bool) -> Tensor:
     """Bit by bit `x` (K, …) times `visweep.masks.drawn_mask`.
 

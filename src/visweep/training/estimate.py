@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from visweep.at_once import LEAST
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.training.counts import (
     Convolution,
@@ -182,17 +183,20 @@ def amounts(model: ModelConfig, images: int, replicas: int, *, training: bool) -
     counted = (
         _convnet(model, stacked)
         if isinstance(model, ConvNetConfig)
-        else _vit(model, stacked, training)
+        else _vit(model, images, replicas, training)
     )
     return {"passes": 1.0, "parameters": replicas * num_params(model), **counted}
 
 
-def _vit(model: ViTConfig, stacked: int, training: bool) -> dict[str, float]:
+def _vit(model: ViTConfig, images: int, replicas: int, training: bool) -> dict[str, float]:
     width, tokens, depth = model.embed_dim, model.num_tokens, model.depth
+    stacked = replicas * images
     rows, hidden = stacked * tokens, hidden_width(model)
     attention = 2 * rows * tokens * width * depth
     scores = stacked * model.num_heads * tokens**2 * depth
-    dropped = rows * (width + depth * (2 * width + hidden)) if model.drop else 0
+    dropped = [rows * width] * (1 + 2 * depth) + [rows * hidden] * depth if model.drop else []
+    dropped += [scores // depth] * depth if model.attn_drop else []
+    at_once = sum(count for count in dropped if count >= replicas * LEAST)
     # Of each block: query, key, value, what attention gave and its projection, the MLP's output,
     # and what each norm and each residual sum gave.
     residuals = 1 if model.block == "single_residual" else 2
@@ -204,7 +208,8 @@ def _vit(model: ViTConfig, stacked: int, training: bool) -> dict[str, float]:
         "matrices": stacked * model.num_heads * depth,
         "elements": rows * (3 * width + depth * block),
         "scores": scores,
-        "masks": (dropped + (scores if model.attn_drop else 0)) if training else 0,
+        "masks": sum(dropped) - at_once if training else 0,
+        "dropped at once": at_once if training else 0,
     }
 
 
@@ -240,7 +245,7 @@ def memory_amounts(
     counted = (
         _stored_by_convnet(model)
         if isinstance(model, ConvNetConfig)
-        else _stored_by_vit(model, on_cpu=on_cpu, narrow=precision == "bfloat16")
+        else _stored_by_vit(model, train, on_cpu=on_cpu, narrow=precision == "bfloat16")
     )
     pixels = model.in_chans * model.image_size**2
     weight = replicas * max(4, size)
@@ -304,7 +309,9 @@ class _Stored:
     matrix: int
 
 
-def _stored_by_vit(model: ViTConfig, *, on_cpu: bool, narrow: bool) -> _Stored:
+def _stored_by_vit(
+    model: ViTConfig, train: TrainConfig, *, on_cpu: bool, narrow: bool
+) -> _Stored:
     """Args: narrow: whether it computes in bfloat16."""
     width, tokens, hidden = model.embed_dim, model.num_tokens, hidden_width(model)
     all_scores = model.num_heads * tokens**2
@@ -319,13 +326,17 @@ def _stored_by_vit(model: ViTConfig, *, on_cpu: bool, narrow: bool) -> _Stored:
     if on_cpu and narrow and 8 <= tokens < 32:  # see `visweep.models.layers.softmax`
         block += 2 * scores
         passing += 2 * scores
+
+    def mask(count: int) -> int:
+        return 0 if on_cpu and train.batch_size * count >= LEAST else count
+
     masks = 0
     if model.drop:
-        masks += tokens * (2 * width + hidden)
+        masks += 2 * mask(tokens * width) + mask(tokens * hidden)
         # What the shortcut was added to.
         passing += tokens * 2 * width
     if model.attn_drop:
-        masks += 2 * scores
+        masks += mask(scores) + scores
     outside = 3 * tokens * width
     widest = max(tokens * hidden, 3 * tokens * width, scores)
     step = _Step(
