@@ -1,7 +1,9 @@
 """The random bytes of dropout masks, and what is made of them."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +13,9 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from visweep import kernels
-from visweep.masks import Row, Stream, beginning, drawn_mask, mask_of_part
+from visweep.masks import Row, beginning, drawn_mask, mask_of_part
 
-SPLIT, FRACTION = 80, 0.12549768131857153
+FRACTION = 0.12549768131857153
 DRAWN = [20, 223, 7, 148, 30, 184, 2, 8]
 AT_A_TIME = kernels._PIECE
 SIZES = st.integers(1, 40) | st.integers(AT_A_TIME - 9, 2 * AT_A_TIME + 9)
@@ -40,8 +42,8 @@ class NumPys:
         return self._source.random_raw(-(-count // 8)).view(np.uint8)[:count]
 
 
-def stream(*key: int | str, rate: float = 0.3) -> Stream:
-    return Stream(Row(beginning(*key), rate))
+def mask(seed: int, count: int, dtype: torch.dtype, rate: float = 0.3) -> torch.Tensor:
+    return drawn_mask([Row(beginning(seed), rate)], count, dtype)[0]
 
 
 def is_uniform(values: np.ndarray) -> bool:
@@ -82,27 +84,18 @@ def test_a_mask_is_that_of_the_bytes_of_numpys_generator(
     drawn = torch.from_numpy(numpys.draw(count).astype(np.int64))
     kept = torch.tensor(1 / (1 - rate), dtype=dtype)
     expected = torch.where(drawn >= least, kept, torch.zeros_like(kept))
-    assert torch.equal(stream(seed, rate=rate).mask(count, dtype), expected)
-
-
-@given(DTYPES, st.lists(st.integers(1, 700), min_size=1, max_size=4), st.integers(0, 99))
-def test_a_mask_may_be_drawn_in_parts_of_whole_words(
-    dtype: torch.dtype, words: list[int], seed: int
-) -> None:
-    begun, counts = stream(seed), [8 * count for count in words]
-    parts = [begun.mask(count, dtype) for count in counts]
-    assert torch.equal(torch.cat(parts), stream(seed).mask(sum(counts), dtype))
+    assert torch.equal(mask(seed, count, dtype, rate), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_nothing_is_dropped_at_rate_zero(dtype: torch.dtype) -> None:
     for seed in range(50):
-        mask = stream(seed, rate=0.0).mask(1000, dtype)
-        assert torch.equal(mask, torch.ones_like(mask))
+        drawn = mask(seed, 1000, dtype, 0.0)
+        assert torch.equal(drawn, torch.ones_like(drawn))
 
 
 def test_no_element_may_be_kept_in_a_step_where_nearly_all_are_dropped() -> None:
-    masks = torch.stack([stream(seed, rate=0.999).mask(1000, torch.float32) for seed in range(50)])
+    masks = torch.stack([mask(seed, 1000, torch.float32, 0.999) for seed in range(50)])
     none = (masks == 0).all(dim=1).sum()
     assert 20 < none < 50  # the split is 256 in three of four
 
@@ -113,20 +106,55 @@ def test_of_a_part_of_the_images_it_has_the_columns(
 ) -> None:
     chosen = data.draw(st.lists(st.integers(0, of - 1), min_size=1, unique=True))
     rows = [Row(beginning(seed), rate) for seed, rate in enumerate((0.3, 0.0, 0.1))]
-    part = mask_of_part(rows, len(chosen) * each, dtype, torch.tensor(chosen), of)
+    part = mask_of_part(rows, of * each, dtype, torch.tensor(chosen), of)
     whole = drawn_mask(rows, of * each, dtype).view(3, of, each)
     assert torch.equal(part, whole[:, chosen].flatten(1))
 
 
-def test_kernels_need_no_folder_to_be_kept_in() -> None:
-    code = (
-        "from numba.core import caching\n"
-        "caching.CacheImpl._locator_classes = []\n"
-        "from visweep.masks import Row, Stream, beginning\n"
-        "import torch\n"
-        "print(Stream(Row(beginning(7), 0.3)).mask(9, torch.float32).count_nonzero().item())\n"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stderr == ""
-    expected = stream(7).mask(9, torch.float32).count_nonzero().item()
-    assert int(run.stdout) == expected
+DRAWING = """
+import sys
+import torch
+from visweep.masks import Row, beginning, drawn_mask
+for name in sys.argv[1:]:
+    row = Row(beginning(7), 0.3)
+    print(drawn_mask([row], 900, getattr(torch, name))[0].count_nonzero().item())
+"""
+
+DREW = "642\n"
+"""How many of these are kept."""
+
+
+def drawing(code: str, cache: Path, *dtypes: str) -> subprocess.Popen[str]:
+    """A process that draws masks, with a cache of its own."""
+    environment = {**os.environ, "VISWEEP_CACHE": str(cache), "NUMBA_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-c", code, *dtypes]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+class TestCompiled:
+    def test_they_need_no_folder_to_be_kept_in(self, tmp_path: Path) -> None:
+        without = "from numba.core import caching\ncaching.CacheImpl._locator_classes = []\n"
+        run = drawing(without + DRAWING, tmp_path, "float32")
+        assert run.communicate() == (DREW, "")
+
+    def test_where_they_cannot_be_kept_a_line_says_so(self, tmp_path: Path) -> None:
+        full = (
+            "from numba.core import caching\n"
+            "def save(*_):\n    raise OSError(28, 'No space left on device')\n"
+            "caching.IndexDataCacheFile.save = save\n"
+        )
+        out, said = drawing(full + DRAWING, tmp_path, "float32").communicate()
+        assert out == DREW
+        assert set(said.splitlines()) == {
+            "a compiled loop is not kept for other processes: [Errno 28] No space left on device"
+        }
+
+    def test_processes_that_compile_them_at_the_same_time_do_not_mix_them_up(
+        self, tmp_path: Path
+    ) -> None:
+        beginning_ = [drawing(DRAWING, tmp_path, name) for name in ("float32", "float64")]
+        assert [run.communicate() for run in beginning_] == 2 * [(DREW, "")]
+        later = drawing(DRAWING, tmp_path, "float32", "float64")
+        assert later.communicate() == (2 * DREW, "")
+        assert len(list(tmp_path.rglob("kernels.mask*.nbc"))) == 2  # nothing was compiled anew

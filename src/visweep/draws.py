@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visweep import at_once, dropping
+from visweep import dropping, maskless
 from visweep.masks import Row, beginning, drawn_mask, mask_of_part
 
 
@@ -176,7 +176,8 @@ class Draws:
         if self._part is None:
             mask = drawn_mask(rows, count, dtype)
         else:
-            mask = mask_of_part(rows, count, dtype, self._part.images, self._part.of)
+            images, of = self._part.images, self._part.of
+            mask = mask_of_part(rows, self._whole(count), dtype, images, of)
         return mask.view(len(self), *shape)
 
     def dropped(
@@ -187,20 +188,22 @@ class Draws:
         Args:
             inplace: overwrite `x`, which nothing else may need any more.
         """
-        if self._at_once(x):
+        if self._without_mask(x):
             return dropping.dropped(x, self._dropped_rows(rates, place), inplace=inplace)
         mask = self.dropout_mask(tuple(x.shape[1:]), rates, x.dtype, place)
         return x.mul_(mask) if inplace else x * mask
 
     def dropped_gelu(self, x: Tensor, rates: Sequence[float], place: str) -> Tensor:
         """GELU(x) times the mask of this place."""
-        if self._at_once(x) and x.dtype == torch.bfloat16:
+        if self._without_mask(x) and dropping.knows_gelu(x.dtype):
             return dropping.dropped_gelu(x, self._dropped_rows(rates, place))
         return self.dropped(F.gelu(x), rates, place, inplace=True)
 
-    def _at_once(self, x: Tensor) -> bool:
-        """Whether it pays to drop without a mask."""
-        return x.device.type == "cpu" and self._part is None and x[0].numel() >= at_once.LEAST
+    def _without_mask(self, x: Tensor) -> bool:
+        """Whether that can be, and pays."""
+        if x.device.type != "cpu" or self._part is not None or not x.is_contiguous():
+            return False
+        return maskless.pays(x[0].numel(), torch.get_num_threads())
 
     def _dropped_rows(self, rates: Sequence[float], place: str) -> list[Row]:
         pairs = zip(self._streams, rates, strict=True)

@@ -17,26 +17,34 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from visweep.masks import Row, Stream
+from visweep.masks import Row
+
 
 def dropped(x: Tensor, rows: Sequence[Row], *, inplace: bool) -> Tensor:
-    """Bit by bit `x` (K, …) times `visweep.masks.drawn_mask`.
+    """Bit by bit `x` (K, …), which is contiguous, times `visweep.masks.drawn_mask`.
 
     Args:
-        inplace: overwrite `x`, which has to be contiguous then.
+        inplace: overwrite `x`.
     """
     out: Tensor = _Dropped.apply(x, rows, inplace)
     return out
 
 
 def dropped_gelu(x: Tensor, rows: Sequence[Row]) -> Tensor:
-    """Bit by bit the same of GELU(x), for `x` (K, …) in bfloat16, which is kept for the gradient.
+    """Bit by bit the same of GELU(x), for `x` (K, …) of a format that `knows_gelu` names; it is
+    kept for the gradient.
 
-    There are 65,536 such numbers; to look up what torch makes of each is quicker than to compute
-    it, most of all in the backward pass.
+    There are 65,536 numbers in bfloat16. To look up what torch makes of each is quicker than to
+    compute it, most of all in the backward pass.
     """
     out: Tensor = _DroppedGelu.apply(x, rows)
     return out
+
+
+def knows_gelu(dtype: torch.dtype) -> bool:
+    """Whether `dropped_gelu` gives what torch does: that has the slope in bfloat16 from the same
+    library as in float32 only where the processor computes in bfloat16."""
+    return dtype == torch.bfloat16 and _in_bfloat16()
 
 
 class _Dropped(torch.autograd.Function):
@@ -46,21 +54,20 @@ class _Dropped(torch.autograd.Function):
         if not inplace:
             return _product(x, rows)
         ctx.mark_dirty(x)
-        for part, row in zip(x.detach(), rows, strict=True):
-            Stream(row).drop(part)
+        for part, row in zip(x, rows, strict=True):
+            row.drop(part)
         return x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _product(gradient, ctx.rows), None, None
+        return _product(gradient.contiguous(), ctx.rows), None, None
 
 
 def _product(x: Tensor, rows: Sequence[Row]) -> Tensor:
-    x = x.contiguous()
     out = torch.empty_like(x)
     for part, into, row in zip(x, out, rows, strict=True):
-        Stream(row).dropped(part, into)
+        row.dropped(part, into)
     return out
 
 
@@ -68,11 +75,10 @@ class _DroppedGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Sequence[Row]) -> Tensor:
         ctx.rows = rows
-        x = x.contiguous()
         ctx.save_for_backward(x)
         out = torch.empty_like(x)
         for part, into, row in zip(x, out, rows, strict=True):
-            Stream(row).dropped_value(part, into, _values())
+            row.dropped_value(part, into, _values())
         return out
 
     @staticmethod
@@ -82,8 +88,13 @@ class _DroppedGelu(torch.autograd.Function):
         gradient = gradient.contiguous()
         out = torch.empty_like(x)
         for given, part, into, row in zip(gradient, x, out, ctx.rows, strict=True):
-            Stream(row).dropped_slope(given, part, into, _slopes())
+            row.dropped_slope(given, part, into, _slopes())
         return out, None
+
+
+@cache
+def _in_bfloat16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @cache
@@ -94,7 +105,7 @@ def _values() -> npt.NDArray[np.float32]:
 
 @cache
 def _slopes() -> npt.NDArray[np.float32]:
-    """Its derivative there, as torch computes it: in float32."""
+    """Its derivative there, in float32 as torch computes it for bfloat16, too."""
     numbers = _every_number().float()
     slopes: Tensor = torch.ops.aten.gelu_backward(torch.ones_like(numbers), numbers)
     return slopes.numpy()

@@ -1,7 +1,7 @@
 """Loops over numbers that torch has no one operation for, compiled by numba.
 
-Each is compiled when it is first called, for the types that it is given, and kept on disk for the
-processes to come. bfloat16, which neither NumPy nor numba knows, comes as its bits: uint16.
+When a format is first used, `ready` has them compiled, and kept on disk for the processes to come.
+ bfloat16, which neither NumPy nor numba knows, comes as its bits: uint16.
 
 All of them drop elements by random bytes: a byte that is less than a split drops its element. A
 byte can only split at a multiple of 1/256, so the split is itself drawn, once for each stream,
@@ -11,29 +11,38 @@ eight of them in a nanosecond.
 
     state   (4,) uint64, of SFC64, which moves on
     split   as `begin` draws it
-    factor  of what is kept: float32 beside bfloat16, else what the numbers are
+    factor  of what is kept: float32 beside bfloat16, else one of the numbers
     table   (65536,) float32, what a function gives for each bfloat16
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, TypeVar
 
 import numba
 import numpy as np
+import torch
 from numba import types
 from numba.extending import intrinsic, overload, register_jitable
+
+from visweep.folders import cache_dir
 
 _T = TypeVar("_T")
 
 MIXED = 12
 """Words of SFC64 after which no two states, however alike, give like ones."""
+_log = logging.getLogger(__name__)
+
 _PIECE = 4096
 """Bytes drawn at a time, so that they stay in the nearest cache until they are used."""
 
 
-def _compiled(function: Callable[..., _T]) -> Callable[..., _T]:
+def _kept(function: Callable[..., _T]) -> Callable[..., _T]:
+    """Compiled when it is called, without Python's lock: a heartbeat must not wait for it."""
     try:
         kernel: Callable[..., _T] = numba.njit(function, nogil=True, cache=True)
     except RuntimeError:  # there is no folder to keep it in
@@ -98,7 +107,7 @@ def _draw(state: Any, words: Any) -> None:
     state[0], state[1], state[2], state[3] = a, b, c, count
 
 
-@_compiled
+@_kept
 def begin(state: Any, rate: float) -> int:
     """Mix the state that a stream begins with, and draw its split: in [0, 256]."""
     words = np.empty(MIXED + 1, np.uint64)
@@ -110,7 +119,7 @@ def begin(state: Any, rate: float) -> int:
 @register_jitable
 def _for_bytes(split: int, factor: Any) -> Any:
     """A split that is a byte, and the factors of what is kept and of what is not."""
-    none = factor - factor
+    none = factor - factor  # a zero of the same type
     if split > 255:  # no byte is as large: none keeps its element
         return np.uint8(0), none, none
     return np.uint8(split), factor, none
@@ -127,7 +136,7 @@ def _drawn(state: Any, words: Any, count: int) -> Any:
 # kernels for dropout, and what a table gives is looked up apart.
 
 
-@_compiled
+@_kept
 def mask(out: Any, state: Any, split: int, factor: Any) -> None:
     """Fill `out` (N,) with `factor` and zeros; of bfloat16, both are bits."""
     least, kept, none = _for_bytes(split, factor)
@@ -139,7 +148,7 @@ def mask(out: Any, state: Any, split: int, factor: Any) -> None:
             into[i] = kept if drawn[i] >= least else none
 
 
-@_compiled
+@_kept
 def drop(x: Any, state: Any, split: int, factor: Any) -> None:
     """Multiply `x` (N,) by a mask, in place."""
     least, kept, none = _for_bytes(split, factor)
@@ -151,7 +160,7 @@ def drop(x: Any, state: Any, split: int, factor: Any) -> None:
             part[i] = _times(part[i], kept if drawn[i] >= least else none)
 
 
-@_compiled
+@_kept
 def dropped(x: Any, out: Any, state: Any, split: int, factor: Any) -> None:
     """Fill `out` (N,), which does not overlap `x`, with its product with a mask."""
     least, kept, none = _for_bytes(split, factor)
@@ -163,7 +172,7 @@ def dropped(x: Any, out: Any, state: Any, split: int, factor: Any) -> None:
             into[i] = _times(part[i], kept if drawn[i] >= least else none)
 
 
-@_compiled
+@_kept
 def dropped_value(x: Any, out: Any, table: Any, state: Any, split: int, factor: Any) -> None:
     """Fill `out` (N,) with what a function gives for `x`, a bfloat16 too, times a mask."""
     least, kept, none = _for_bytes(split, factor)
@@ -178,7 +187,7 @@ def dropped_value(x: Any, out: Any, table: Any, state: Any, split: int, factor: 
             into[i] = _narrow(values[i] * (kept if drawn[i] >= least else none))
 
 
-@_compiled
+@_kept
 def dropped_slope(
     gradient: Any, x: Any, out: Any, table: Any, state: Any, split: int, factor: Any
 ) -> None:
@@ -195,3 +204,51 @@ def dropped_slope(
         for i in range(len(part)):
             passed = _times(given[i], kept if drawn[i] >= least else none)
             into[i] = _times(passed, slopes[i])
+
+
+@cache
+def ready(dtype: torch.dtype) -> None:
+    """Have what is called for numbers of this format compiled, or read from disk.
+
+    One process does so at a time: two that keep different formats would overwrite each other's.
+    """
+    with _alone():
+        for kernel, arguments in _calls(dtype):
+            try:
+                kernel(*arguments)
+            except OSError as e:  # it is compiled by then, and could not be written
+                _log.warning("a compiled loop is not kept for other processes: %s", e)
+
+
+def _calls(dtype: torch.dtype) -> Iterator[tuple[Callable[..., object], tuple[Any, ...]]]:
+    """What is called for a format, and with what: nothing but its type."""
+    narrow = dtype == torch.bfloat16
+    x = torch.empty(0, dtype=torch.uint16 if narrow else dtype).numpy()
+    one, state = x.dtype.type(1), np.zeros(4, np.uint64)
+    yield begin, (state, 0.5)
+    yield mask, (x, state, 0, one)
+    if not dtype.is_floating_point:
+        return
+    factor = np.float32(1) if narrow else one
+    yield drop, (x, state, 0, factor)
+    yield dropped, (x, x, state, 0, factor)
+    if narrow:
+        table = np.empty(0, np.float32)
+        yield dropped_value, (x, x, table, state, 0, factor)
+        yield dropped_slope, (x, x, x, table, state, 0, factor)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """No other process of this machine is here meanwhile, where the system can see to that."""
+    try:
+        from fcntl import LOCK_EX, flock
+
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        handle = (cache_dir() / "kernels.lock").open("w")
+    except (ImportError, OSError):
+        yield
+        return
+    with handle:
+        flock(handle, LOCK_EX)
+        yield

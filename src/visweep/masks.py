@@ -28,90 +28,87 @@ def beginning(*key: int | str) -> npt.NDArray[np.uint64]:
     return np.frombuffer(digest + _ONE, "<u8").astype(np.uint64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
-    """How the elements of one replica are dropped.
+    """How the elements of one replica are dropped, always the same ones. Tensors are contiguous.
 
     Attributes:
-        key: as `beginning` gives it.
+        start: as `beginning` gives it.
         rate: probability of a zero, in [0, 1).
     """
 
-    key: npt.NDArray[np.uint64]
+    start: npt.NDArray[np.uint64]
     rate: float
 
-
-class Stream:
-    """What drops the elements of a row, from the first to the last, some at a time.
-
-    All that it is given at a time but the last must be a multiple of eight.
-    """
-
-    def __init__(self, row: Row) -> None:
-        self._rate = row.rate
-        self._state = row.key.copy()
-        self._split = kernels.begin(self._state, row.rate)
-
-    def mask(self, count: int, dtype: torch.dtype) -> Tensor:
-        """Inverted-dropout factors, 0 or 1/(1 - rate), (count,) of a floating `dtype`."""
-        mask = torch.empty(count, dtype=dtype)
-        kernels.mask(numbers(mask), self._state, self._split, _in_mask(self._rate, dtype))
-        return mask
+    def mask(self, out: Tensor) -> None:
+        """Fill `out` with inverted-dropout factors, 0 or 1/(1 - rate)."""
+        kernels.ready(out.dtype)
+        kernels.mask(_numbers(out), *self._begun(), _in_mask(self.rate, out.dtype))
 
     def kept(self, count: int) -> Tensor:
-        """Which are kept, (count,) uint8: 0 or 1."""
+        """Which of so many elements are kept, (count,) uint8: 0 or 1."""
+        kernels.ready(torch.uint8)
         kept = torch.empty(count, dtype=torch.uint8)
-        kernels.mask(kept.numpy(), self._state, self._split, np.uint8(1))
+        kernels.mask(kept.numpy(), *self._begun(), np.uint8(1))
         return kept
 
     def drop(self, x: Tensor) -> None:
-        """Multiply `x`, which is contiguous, by a mask."""
-        kernels.drop(numbers(x), self._state, self._split, self._factor(x))
+        """Multiply `x` by a mask."""
+        kernels.ready(x.dtype)
+        kernels.drop(_numbers(x), *self._begun(), self._factor(x))
 
     def dropped(self, x: Tensor, out: Tensor) -> None:
-        """Fill `out` with `x` times a mask; both are contiguous."""
-        factor = self._factor(x)
-        kernels.dropped(numbers(x), numbers(out), self._state, self._split, factor)
+        """Fill `out` with `x` times a mask."""
+        kernels.ready(x.dtype)
+        kernels.dropped(_numbers(x), _numbers(out), *self._begun(), self._factor(x))
 
     def dropped_value(self, x: Tensor, out: Tensor, table: npt.NDArray[np.float32]) -> None:
-        """See `visweep.kernels.dropped_value`; all are contiguous, and bfloat16."""
-        given = numbers(x), numbers(out), table
-        kernels.dropped_value(*given, self._state, self._split, self._factor(x))
+        """See `visweep.kernels.dropped_value`; all are bfloat16."""
+        kernels.ready(x.dtype)
+        given = _numbers(x), _numbers(out), table
+        kernels.dropped_value(*given, *self._begun(), self._factor(x))
 
     def dropped_slope(
         self, gradient: Tensor, x: Tensor, out: Tensor, table: npt.NDArray[np.float32]
     ) -> None:
-        """See `visweep.kernels.dropped_slope`; all are contiguous, and bfloat16."""
-        given = numbers(gradient), numbers(x), numbers(out), table
-        kernels.dropped_slope(*given, self._state, self._split, self._factor(x))
+        """See `visweep.kernels.dropped_slope`; all are bfloat16."""
+        kernels.ready(x.dtype)
+        given = _numbers(gradient), _numbers(x), _numbers(out), table
+        kernels.dropped_slope(*given, *self._begun(), self._factor(x))
+
+    def _begun(self) -> tuple[npt.NDArray[np.uint64], int]:
+        state = self.start.copy()
+        return state, kernels.begin(state, self.rate)
 
     def _factor(self, x: Tensor) -> Any:
-        return _beside(self._rate, x.dtype)
+        return _beside(self.rate, x.dtype)
 
 
 def drawn_mask(rows: Sequence[Row], count: int, dtype: torch.dtype) -> Tensor:
     """Inverted-dropout factors, (K, count)."""
-    masks = [Stream(row).mask(count, dtype) for row in rows]
-    return masks[0][None] if len(masks) == 1 else torch.stack(masks)
+    mask = torch.empty((len(rows), count), dtype=dtype)
+    for out, row in zip(mask, rows, strict=True):
+        row.mask(out)
+    return mask
 
 
 def mask_of_part(
-    rows: Sequence[Row], count: int, dtype: torch.dtype, images: Tensor, of: int
+    rows: Sequence[Row], whole: int, dtype: torch.dtype, images: Tensor, of: int
 ) -> Tensor:
-    """The columns of `images` in the mask of a batch `of` so many, (K, count).
+    """The columns of `images` in the mask of a batch `of` so many, which has `whole` elements a
+    row, (K, elements of these).
 
     A part is there for want of memory: of the whole batch there is a byte for each element.
     """
-    whole = count // len(images) * of
-    mask = torch.empty((len(rows), count), dtype=dtype)
+    mask = torch.empty((len(rows), whole // of * len(images)), dtype=dtype)
     for into, row in zip(mask, rows, strict=True):
-        kept = Stream(row).kept(whole).view(of, -1)[images]
+        kept = row.kept(whole).view(of, -1)[images]
         into.copy_(kept.flatten()).mul_(1.0 / (1.0 - row.rate))
     return mask
 
 
-def numbers(x: Tensor) -> npt.NDArray[Any]:
-    """(N,), what a contiguous `x` holds, as kernels take it: the same memory."""
+def _numbers(x: Tensor) -> npt.NDArray[Any]:
+    """(N,), what `x` holds, as kernels take it: the same memory."""
     flat = x.detach().view(-1)
     return (flat.view(torch.uint16) if x.dtype == torch.bfloat16 else flat).numpy()
 
@@ -126,4 +123,4 @@ def _beside(rate: float, dtype: torch.dtype) -> Any:
 @cache
 def _in_mask(rate: float, dtype: torch.dtype) -> Any:
     """The same as one of the numbers."""
-    return numbers(torch.tensor([1.0 / (1.0 - rate)], dtype=dtype))[0]
+    return _numbers(torch.tensor([1.0 / (1.0 - rate)], dtype=dtype))[0]

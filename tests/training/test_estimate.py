@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from visweep import models
+from visweep import maskless, models
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
+from visweep.draws import Draws
 from visweep.errors import OutOfMemory
 from visweep.training import calibrations
 from visweep.training.device import reset_peak_memory
@@ -121,6 +122,38 @@ class TestAmounts:
         assert masks() == 0
         assert 0 < masks(attn_drop=0.1) < masks(attn_drop=0.1, drop=0.1)
         assert masks(drop=0.1, training=False) == 0
+
+    @pytest.mark.parametrize(("threads", "some"), [(1, True), (2, False), (0, False)])
+    def test_what_is_dropped_without_masks_is_counted_apart(
+        self, vit: ViTConfig, threads: int, some: bool
+    ) -> None:
+        model = vit.replace(drop=0.1, attn_drop=0.1, embed_dim=64, num_heads=2)
+        of_one = vit.replace(drop=0.1, attn_drop=0.0).num_tokens * 64
+        images = maskless.LEAST // of_one  # of them the tokens just have so many features
+        found = [
+            amounts(model, count, 3, training=True, threads=threads)
+            for count in (images, images - 1)
+        ]
+        for counted, count in zip(found, (images, images - 1), strict=True):
+            whole = amounts(model, count, 3, training=True, threads=2)["masks"]
+            assert counted["masks"] + counted["dropped without masks"] == whole
+        less = found[0]["dropped without masks"] - found[1]["dropped without masks"]
+        assert (less > (1 + 2 * model.depth) * 3 * of_one) == some
+
+    @pytest.mark.parametrize("short", [0, 1])
+    def test_it_is_what_is_dropped_so(self, one_thread: None, short: int) -> None:
+        elements = maskless.LEAST - short
+        draws = Draws((0,), torch.device("cpu"), ("step", 0))
+        assert draws._without_mask(torch.empty(1, elements)) == maskless.pays(elements, 1)
+
+    def test_memory_is_that_of_masks_where_there_are_some(self, train: TrainConfig) -> None:
+        model = ViTConfig(patch_size=4, embed_dim=64, drop=0.1, attn_drop=0.1)
+        whole = train.replace(batch_size=64)
+
+        def added(**how: Any) -> float:
+            return memory_amounts(model, whole, "bfloat16", "cpu", **how)[0]["added"]
+
+        assert 0 < added() < added(threads=2) == added(divided=True)
 
     def test_memory_is_counted_in_bytes(self, model: ModelConfig, train: TrainConfig) -> None:
         wide, narrow = (held(model, train, p) for p in ("float32", "bfloat16"))

@@ -14,6 +14,7 @@ from visweep import models
 from visweep.config import ConvNetConfig, TrainConfig, ViTConfig
 from visweep.draws import Draws
 from visweep.models.layers import BatchNorm2d, initialise
+from visweep.training import optimizer
 from visweep.training.optimizer import AdamW, FlatParameters, learning_rate_factor, schedule
 
 CPU = torch.device("cpu")
@@ -41,6 +42,26 @@ def loss_of(model: nn.Module, replicas: int, seed: int = 0) -> Tensor:
 
 def per_replica(model: nn.Module, k: int) -> dict[str, Tensor]:
     return {name: p.detach()[k].clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("narrow", [None, torch.bfloat16])
+@pytest.mark.parametrize("add", [False, True])
+def test_gradients_come_together_one_by_one_as_in_runs(
+    narrow: torch.dtype | None, add: bool
+) -> None:
+    """As on the CPU, and as on a GPU; of models of several depths, in two formats."""
+    model = models.stack([VIT.replace(depth=depth) for depth in (3, 2, 2)])
+    parameters = FlatParameters(model, torch.float32, CPU, narrow)
+    order = parameters._parameters
+    in_runs = torch.ones_like(parameters.grads)
+    parameters.grads.fill_(1)
+    runs = optimizer._GradientsInRuns(order, in_runs, sections=[len(parameters._narrow)])
+    grads = [torch.randn_like(p) for p in order]
+    assert len({len(p) for p in order}) == 2
+    for gather in (runs, parameters._gather):
+        gather(grads, add=add)
+    assert torch.equal(parameters.grads, in_runs)
+    assert (in_runs != 1).any()
 
 
 @pytest.mark.parametrize("config", [VIT, CONVNET], ids=["vit", "convnet"])

@@ -32,6 +32,7 @@ CALIBRATION = Calibration(
         "process": 1e4,
         "parameters": 4.0,
         "stored": 1.0,
+        "added": 1.0,
         "evaluated": 1.0,
         "written": 1.0,
     },
@@ -54,20 +55,33 @@ def assert_same(one: FitResult, other: FitResult) -> None:
     share=st.floats(0.01, 1.5),
     replicas=st.integers(1, 4),
     depth=st.integers(1, 6),
+    drop=st.sampled_from([0.0, 0.1]),
 )
 def test_the_largest_part_of_a_batch_that_fits(
-    batch: int, share: float, replicas: int, depth: int
+    batch: int, share: float, replicas: int, depth: int, drop: float
 ) -> None:
-    model = ViTConfig(depth=depth)
+    model = ViTConfig(depth=depth, drop=drop)
     train = TrainConfig(batch_size=batch, seeds=tuple(range(replicas)))
 
     def taken(size: int) -> float:
-        return step_memory(model, train.replace(batch_size=size), CALIBRATION)
+        part = train.replace(batch_size=size)
+        return step_memory(model, part, CALIBRATION, divided=size < batch)
 
     room = Room(share * taken(batch), CALIBRATION)
     size = room.micro_batch(model, train)
     assert size == 1 or taken(size) <= room.bytes
-    assert size == batch or taken(2 * size) > room.bytes
+    assert size == batch or taken(min(batch, 2 * size)) > room.bytes
+
+
+def test_a_part_of_a_batch_has_masks() -> None:
+    """Of the whole batch, which is dropped without, it is less than half that is saved."""
+    model = ViTConfig(patch_size=4, embed_dim=64, drop=0.1, attn_drop=0.1)
+    train = TrainConfig(batch_size=128, seeds=(0,))
+    half = train.replace(batch_size=64)
+    without = Room(1.01 * step_memory(model, half, CALIBRATION), CALIBRATION)
+    assert without.micro_batch(model, train) == 32
+    enough = step_memory(model, half, CALIBRATION, divided=True)
+    assert Room(enough, CALIBRATION).micro_batch(model, train) == 64
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.floats(0.01, 1.5))

@@ -145,7 +145,7 @@ class Dropout(nn.Module):
         return self._mine(draws).dropped(x, self.rates, self.place, inplace=self.inplace)
 
     def after_gelu(self, x: Tensor, draws: Draws | None) -> Tensor:
-        """Of GELU(x), which nothing else needs."""
+        """Dropout of GELU(x)."""
         if not self.active:
             return F.gelu(x)
         return self._mine(draws).dropped_gelu(x, self.rates, self.place)

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from visweep.at_once import LEAST
+from visweep import maskless
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.training.counts import (
     Convolution,
@@ -60,6 +60,7 @@ class Calibration:
     Attributes:
         device: `cpu` or `cuda`.
         precision: of the forward and backward pass.
+        threads: of the processor, that compute; 0 where a GPU does.
         step: seconds per unit of each amount of a training step.
         evaluation: seconds per unit of each amount of a forward pass.
         memory: bytes per unit of each amount that is held.
@@ -70,6 +71,7 @@ class Calibration:
 
     device: str
     precision: str
+    threads: int = 1
     step: Amounts
     evaluation: Amounts
     memory: Amounts
@@ -125,7 +127,8 @@ def estimate(
 
 def peak_memory(model: ModelConfig, train: TrainConfig, calibration: Calibration) -> float:
     """Bytes at most, as `Estimate` has it."""
-    moments = memory_amounts(model, train, calibration.precision, calibration.device)
+    of, threads = (calibration.precision, calibration.device), calibration.threads
+    moments = memory_amounts(model, train, *of, threads=threads)
     return max(priced(held, calibration.memory) for held in moments)
 
 
@@ -139,9 +142,16 @@ def images_memory(model: ModelConfig, train: TrainConfig, images: Images) -> flo
     return float((images.train + probe) * bordered + images.val * plain)
 
 
-def step_memory(model: ModelConfig, train: TrainConfig, calibration: Calibration) -> float:
-    """Bytes at most in a training step; an evaluation or a checkpoint may take more."""
-    *steps, _, _ = memory_amounts(model, train, calibration.precision, calibration.device)
+def step_memory(
+    model: ModelConfig, train: TrainConfig, calibration: Calibration, *, divided: bool = False
+) -> float:
+    """Bytes at most in a training step; an evaluation or a checkpoint may take more.
+
+    Args:
+        divided: what `train` calls a batch is a part of one.
+    """
+    of, threads = (calibration.precision, calibration.device), calibration.threads
+    *steps, _, _ = memory_amounts(model, train, *of, threads=threads, divided=divided)
     return max(priced(held, calibration.memory) for held in steps)
 
 
@@ -151,11 +161,13 @@ def seconds_per_epoch(
     """Of training and evaluation."""
     replicas = len(train.seeds)
     steps = images.train // train.batch_size
-    step = priced(amounts(model, train.batch_size, replicas, training=True), calibration.step)
+    of_a_step = amounts(
+        model, train.batch_size, replicas, training=True, threads=calibration.threads
+    )
     evaluations = [images.val]
     if train.train_curves:
         evaluations += 2 * [min(images.train, images.val)]
-    return steps * step + sum(
+    return steps * priced(of_a_step, calibration.step) + sum(
         _seconds_of_evaluation(model, replicas, count, calibration) for count in evaluations
     )
 
@@ -177,26 +189,28 @@ def priced(counted: Amounts, prices: Amounts) -> float:
     return sum(amount * prices.get(name, 0.0) for name, amount in counted.items())
 
 
-def amounts(model: ModelConfig, images: int, replicas: int, *, training: bool) -> dict[str, float]:
-    """What a pass over a batch consists of: that of a training step, or forward only."""
+def amounts(
+    model: ModelConfig, images: int, replicas: int, *, training: bool, threads: int = 1
+) -> dict[str, float]:
+    """What a pass over a batch consists of: that of a training step, or forward only.
+
+    Args:
+        threads: see `Calibration`.
+    """
     stacked = replicas * images
     counted = (
         _convnet(model, stacked)
         if isinstance(model, ConvNetConfig)
-        else _vit(model, images, replicas, training)
+        else _vit(model, stacked)
+        | _dropped(model, images, replicas, threads if training else None)
     )
     return {"passes": 1.0, "parameters": replicas * num_params(model), **counted}
 
 
-def _vit(model: ViTConfig, images: int, replicas: int, training: bool) -> dict[str, float]:
+def _vit(model: ViTConfig, stacked: int) -> dict[str, float]:
     width, tokens, depth = model.embed_dim, model.num_tokens, model.depth
-    stacked = replicas * images
     rows, hidden = stacked * tokens, hidden_width(model)
     attention = 2 * rows * tokens * width * depth
-    scores = stacked * model.num_heads * tokens**2 * depth
-    dropped = [rows * width] * (1 + 2 * depth) + [rows * hidden] * depth if model.drop else []
-    dropped += [scores // depth] * depth if model.attn_drop else []
-    at_once = sum(count for count in dropped if count >= replicas * LEAST)
     # Of each block: query, key, value, what attention gave and its projection, the MLP's output,
     # and what each norm and each residual sum gave.
     residuals = 1 if model.block == "single_residual" else 2
@@ -207,9 +221,24 @@ def _vit(model: ViTConfig, images: int, replicas: int, training: bool) -> dict[s
         "attention": attention,
         "matrices": stacked * model.num_heads * depth,
         "elements": rows * (3 * width + depth * block),
-        "scores": scores,
-        "masks": sum(dropped) - at_once if training else 0,
-        "dropped at once": at_once if training else 0,
+        "scores": stacked * model.num_heads * tokens**2 * depth,
+    }
+
+
+def _dropped(
+    model: ViTConfig, images: int, replicas: int, threads: int | None
+) -> dict[str, float]:
+    """Elements, by masks and without them; none where `threads` is None."""
+    width, tokens, depth = model.embed_dim, model.num_tokens, model.depth
+    each: list[int] = []
+    if threads is not None and model.drop:
+        each += [tokens * width] * (1 + 2 * depth) + [tokens * hidden_width(model)] * depth
+    if threads is not None and model.attn_drop:
+        each += [model.num_heads * tokens**2] * depth
+    maskless_ones = sum(n for n in each if maskless.pays(images * n, threads or 0))
+    return {
+        "masks": replicas * images * (sum(each) - maskless_ones),
+        "dropped without masks": replicas * images * maskless_ones,
     }
 
 
@@ -234,10 +263,20 @@ def _padded(channels: int) -> int:
 
 
 def memory_amounts(
-    model: ModelConfig, train: TrainConfig, precision: str, device: str
+    model: ModelConfig,
+    train: TrainConfig,
+    precision: str,
+    device: str,
+    *,
+    threads: int = 1,
+    divided: bool = False,
 ) -> list[dict[str, float]]:
     """Bytes that a trial holds at each moment that may be its peak: in a training step, in an
     evaluation, and while its checkpoint is written.
+
+    Args:
+        threads: see `Calibration`.
+        divided: see `step_memory`.
     """
     replicas, size = len(train.seeds), _BYTES[precision]
     stacked, evaluated = replicas * train.batch_size, replicas * EVALUATED[device]
@@ -245,7 +284,13 @@ def memory_amounts(
     counted = (
         _stored_by_convnet(model)
         if isinstance(model, ConvNetConfig)
-        else _stored_by_vit(model, train, on_cpu=on_cpu, narrow=precision == "bfloat16")
+        else _stored_by_vit(
+            model,
+            on_cpu=on_cpu,
+            narrow=precision == "bfloat16",
+            # Parts of batches have masks, as all has on a GPU.
+            dropping=None if divided or not on_cpu else (train.batch_size, threads),
+        )
     )
     pixels = model.in_chans * model.image_size**2
     weight = replicas * max(4, size)
@@ -310,9 +355,13 @@ class _Stored:
 
 
 def _stored_by_vit(
-    model: ViTConfig, train: TrainConfig, *, on_cpu: bool, narrow: bool
+    model: ViTConfig, *, on_cpu: bool, narrow: bool, dropping: tuple[int, int] | None
 ) -> _Stored:
-    """Args: narrow: whether it computes in bfloat16."""
+    """
+    Args:
+        narrow: whether it computes in bfloat16.
+        dropping: images and threads where some is dropped without masks.
+    """
     width, tokens, hidden = model.embed_dim, model.num_tokens, hidden_width(model)
     all_scores = model.num_heads * tokens**2
     # A GPU's attention without dropout makes none: see `visweep.models.layers.attention`.
@@ -328,7 +377,10 @@ def _stored_by_vit(
         passing += 2 * scores
 
     def mask(count: int) -> int:
-        return 0 if on_cpu and train.batch_size * count >= LEAST else count
+        if dropping is None:
+            return count
+        images, threads = dropping
+        return 0 if maskless.pays(images * count, threads) else count
 
     masks = 0
     if model.drop:

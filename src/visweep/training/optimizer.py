@@ -74,11 +74,11 @@ class FlatParameters:
         self.refresh()
         _point(self._narrow, self._copy)
         _point(self._wide, self.values[:, self._copy.shape[1] :])
-        self._grads = [
-            columns[: len(parameter)].view(parameter.shape)
-            for parameter, columns in zip(self._parameters, self._split(self.grads), strict=True)
-        ]
-        self._runs = _runs(self._parameters, sections=[len(self._narrow)])
+        self._gather: _EachGradient | _GradientsInRuns = (
+            _EachGradient(self._parameters, self._split(self.grads))
+            if device.type == "cpu"
+            else _GradientsInRuns(self._parameters, self.grads, sections=[len(self._narrow)])
+        )
 
     def refresh(self) -> None:
         """Let the model see what `values` are by now."""
@@ -109,16 +109,7 @@ class FlatParameters:
 
     def backward(self, loss: Tensor, *, add: bool = False) -> None:
         """Put the gradient of `loss` into `grads`, in place of what was there, or add it."""
-        grads = torch.autograd.grad(loss, self._parameters)
-        if self.values.device.type == "cpu":
-            join = torch._foreach_add_ if add else torch._foreach_copy_
-            join(self._grads, grads)
-            return
-        # A GPU takes a kernel for each of them where the formats differ.
-        for run in self._runs:
-            joined = torch.cat([grad.flatten(1) for grad in grads[run.first : run.last]], dim=1)
-            columns = self.grads[: len(joined), run.columns]
-            columns.add_(joined) if add else columns.copy_(joined)
+        self._gather(torch.autograd.grad(loss, self._parameters), add=add)
 
     def clip(self, max_norms: Tensor | float) -> None:
         """Scale each replica's gradient down where its norm is larger: than its entry of (K, 1),
@@ -128,6 +119,47 @@ class FlatParameters:
 
     def _split(self, buffer: Tensor) -> Sequence[Tensor]:
         return torch.split(buffer, [p[0].numel() for p in self._parameters], dim=1)
+
+
+class _EachGradient:
+    """Brings gradients to where they lie together, one by one: on the CPU, where a call costs
+    little, and each way through memory much.
+
+    Args:
+        parameters: whose gradients come.
+        columns: of each, (K, P of the parameter).
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], columns: Sequence[Tensor]) -> None:
+        pairs = zip(parameters, columns, strict=True)
+        self._places = [place[: len(p)].view(p.shape) for p, place in pairs]
+
+    def __call__(self, grads: Sequence[Tensor], *, add: bool) -> None:
+        if add:
+            torch._foreach_add_(self._places, tuple(grads))
+        else:
+            torch._foreach_copy_(self._places, tuple(grads))
+
+
+class _GradientsInRuns:
+    """The same in a few kernels, as a GPU wants it.
+
+    Args:
+        parameters: whose gradients come.
+        grads: (K, P), where to.
+        sections: at which parameters another format begins.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Tensor], grads: Tensor, sections: Sequence[int]
+    ) -> None:
+        self._grads, self._runs = grads, _runs(parameters, sections)
+
+    def __call__(self, grads: Sequence[Tensor], *, add: bool) -> None:
+        for run in self._runs:
+            joined = torch.cat([grad.flatten(1) for grad in grads[run.first : run.last]], dim=1)
+            columns = self._grads[: len(joined), run.columns]
+            columns.add_(joined) if add else columns.copy_(joined)
 
 
 @dataclass(frozen=True)

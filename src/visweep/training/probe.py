@@ -94,11 +94,16 @@ def calibrate(
     if not tried:
         raise OutOfMemory("the smallest model does not fit in memory")
     evaluated = EVALUATED[device.type]
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
     return Calibration(
         device=device.type,
         precision=train.precision,
+        threads=threads,
         step=prices(
-            [amounts(m, t.batch_size, len(t.seeds), training=True) for m, t, _ in tried],
+            [
+                amounts(m, t.batch_size, len(t.seeds), training=True, threads=threads)
+                for m, t, _ in tried
+            ],
             [measured.step for *_, measured in tried],
         ),
         evaluation=prices(
@@ -106,7 +111,7 @@ def calibrate(
             [measured.evaluation for *_, measured in tried],
         ),
         memory=prices_of_largest(
-            [memory_amounts(m, t, t.precision, device.type) for m, t, _ in tried],
+            [memory_amounts(m, t, t.precision, device.type, threads=threads) for m, t, _ in tried],
             [measured.memory for *_, measured in tried],
             least=LITTLE,
         ),

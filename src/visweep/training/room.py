@@ -48,7 +48,8 @@ class Room:
         return size
 
     def _taken_by(self, model: ModelConfig, train: TrainConfig, images: int) -> float:
-        return step_memory(model, train.replace(batch_size=images), self.calibration)
+        part = train.replace(batch_size=images)
+        return step_memory(model, part, self.calibration, divided=images < train.batch_size)
 
     @property
     def _of_any_run(self) -> float:
