@@ -334,8 +334,10 @@ class TestMeasured:
     def test_the_fastest_burst_and_the_median_of_all_runs_but_the_first(self) -> None:
         memory = (99.0, 10.0, 20.0, 12.0)
         steps = (3.0, 2.0, 4.0, 5.0)
-        bursts = [Measured(s, 7.0 - s, m, 2.0 * m) for s, m in zip(steps, memory, strict=True)]
-        assert Measured.of(bursts) == Measured(2.0, 2.0, 12.0, 24.0)
+        bursts = [
+            Measured(s, 7.0 - s, m, 2.0 * m, 3.0 * m) for s, m in zip(steps, memory, strict=True)
+        ]
+        assert Measured.of(bursts) == Measured(2.0, 2.0, 12.0, 24.0, 3.0 * memory[0])
 
 
 class TestProbe:

@@ -65,8 +65,9 @@ class Calibration:
         evaluation: seconds per unit of each amount of a forward pass.
         memory: bytes per unit of each amount that is held.
         held: bytes that the process holds before it trains a model, but for the images. It has
-            trained others: on the CPU what is compiled for each of their shapes stays, and one
-            that has trained none holds a third less.
+            trained some ten others: on the CPU what is compiled for each of their shapes stays, so
+            that one that has trained none holds a quarter less, and one that has trained many a
+            tenth more.
     """
 
     device: str

@@ -56,12 +56,15 @@ class Measured:
             was held before; the median of some runs. The first run is not among them: what is
             compiled for a model's shapes stays in the process, and belongs to no trial.
         held: the bytes that were held before.
+        early: those that were held before the first run, which came, for the median of several
+            configurations, when half of them had been trained.
     """
 
     step: float
     evaluation: float
     memory: float
     held: float
+    early: float
 
     @classmethod
     def of(cls, bursts: Sequence[Measured]) -> Measured:
@@ -71,6 +74,7 @@ class Measured:
             evaluation=min(burst.evaluation for burst in bursts),
             memory=median(burst.memory for burst in bursts[1:]),
             held=median(burst.held for burst in bursts[1:]),
+            early=bursts[0].early,
         )
 
 
@@ -115,7 +119,7 @@ def calibrate(
             [measured.memory for *_, measured in tried],
             least=LITTLE,
         ),
-        held=median(measured.held for *_, measured in tried) - _size(images),
+        held=median(measured.early for *_, measured in tried) - _size(images),
     )
 
 
@@ -248,7 +252,7 @@ def _measured(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Mea
     run = Pass.of(model, train, data)
     step = _seconds_of_a_step(run, train)
     evaluation = _seconds(lambda: run.evaluate(data.val), device)
-    return Measured(step, evaluation, max(0.0, peak - held), held)
+    return Measured(step, evaluation, max(0.0, peak - held), held, early=held)
 
 
 def _seconds_of_a_step(run: Pass, train: TrainConfig) -> float:
