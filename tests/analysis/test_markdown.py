@@ -89,6 +89,8 @@ def test_a_table_reads_as_it_was(cells: list[str]) -> None:
 
 
 @given(WORDS, WORDS)
+@example("#", "one ##")
+@example("one #two#", "#1 ## #")
 def test_headings_read_as_they_were(title: str, section: str) -> None:
     written = to_markdown(Document(title, "", [], [Section("a", section, [])], ""))
     assert [plain(t) for t in texts(PARSER.parse(written), "heading")] == [

@@ -32,6 +32,8 @@ from visweep.analysis.figures.chart import Chart
 _SIGNS = re.compile(r"[\\`*\[\]<>|~&$!]|(?<![^\W_])_|_(?![^\W_])")
 # What would make a paragraph a heading or a list, up to the sign to escape.
 _AT_THE_BEGINNING = re.compile(r"^(\d{1,9}(?=[.)](?:\s|$))|(?=[-=#])|(?=\+(?:\s|$)))")
+_CLOSING = re.compile(r"(?<!\S)#+$")
+"""What would only end a heading."""
 _LINK_OF_ITSELF = re.compile(r"(?<=http)(?=s?:)|(?<=ftp)(?=:)|(?<=www)(?=\.)|(?<=@)(?=\w)", re.I)
 """Where an address, or the name of a user, would become a link without any markup."""
 _NOTHING = "\N{WORD JOINER}"
@@ -69,6 +71,11 @@ def _begun(text: str) -> str:
     return _AT_THE_BEGINNING.sub(r"\1\\", escaped(text))
 
 
+def _headed(text: str) -> str:
+    """The text of a heading."""
+    return _CLOSING.sub(r"\\\g<0>", escaped(text))
+
+
 @dataclass(frozen=True)
 class _Writer:
     """Writes blocks, each as a paragraph or several.
@@ -96,7 +103,7 @@ class _Writer:
         object.__setattr__(self, "_by_kind", written)
 
     def document(self, document: Document) -> str:
-        parts = [f"# {escaped(document.title)}"]
+        parts = [f"# {_headed(document.title)}"]
         if document.subtitle:
             parts.append(_begun(document.subtitle))
         parts += self._blocks(document.opening)
@@ -105,7 +112,7 @@ class _Writer:
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _section(self, section: Section) -> Iterator[str]:
-        yield f"## {escaped(section.title)}"
+        yield f"## {_headed(section.title)}"
         yield from self._blocks(section.blocks)
 
     def _blocks(self, blocks: Sequence[Block]) -> Iterator[str]:
