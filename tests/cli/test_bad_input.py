@@ -83,7 +83,8 @@ def test_options(case: str, launcher: Any, tmp_path: Path, snapshot: Any) -> Non
     options, words = OPTIONS[case]
     if "--storage" not in options:
         options = ["--storage", f"sqlite:///{tmp_path}/studies.db", *options]
-    line = launcher.run(SWEEPS / "vit_search.py", *options, cwd=tmp_path).refusal()
+    refused = launcher.start(SWEEPS / "vit_search.py", *options, cwd=tmp_path)
+    line = refused.wait(280).refusal()  # a probe takes a minute on an idle machine
     missing = [word for word in words.split() if word not in line]
     assert not missing, line
     assert snapshot(tmp_path) == {}
