@@ -105,7 +105,8 @@ def test_report_latency(launcher: Any, backend: str) -> None:
 @pytest.mark.slow
 def test_estimates(launcher: Any) -> None:
     """That they are told; how far they are off is for a machine that does nothing else."""
-    process = launcher.start(BENCHMARKS / "estimates.py", "--points", 1).wait(280)
+    few = ("--points", 1, "--processes", 1)
+    process = launcher.start(BENCHMARKS / "estimates.py", *few).wait(280)
     assert (process.status, process.stderr) == (0, "")
     rows = _table(process.stdout)
     assert [row["configuration"].split()[0] for row in rows] == ["vit", "convnet"]
