@@ -1,7 +1,7 @@
 """Loops over numbers that torch has no one operation for, compiled by numba.
 
 When a format is first used, `ready` has them compiled, and kept on disk for the processes to come.
- bfloat16, which neither NumPy nor numba knows, comes as its bits: uint16.
+bfloat16, which neither NumPy nor numba knows, comes as its bits: uint16.
 
 All of them drop elements by random bytes: a byte that is less than a split drops its element. A
 byte can only split at a multiple of 1/256, so the split is itself drawn, once for each stream,
