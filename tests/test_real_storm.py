@@ -36,6 +36,14 @@ def leases_taken(mine: Search) -> list[int]:
         return [generation for (generation,) in connection.execute(query)]
 
 
+def epochs_reported(mine: Search) -> int:
+    if not mine.file.exists():
+        return 0
+    with closing(sqlite3.connect(mine.file, timeout=30)) as connection:
+        query = "SELECT COUNT(*) FROM trial_intermediate_values"
+        return int(connection.execute(query).fetchone()[0])
+
+
 def require_whole(trial: FrozenTrial) -> None:
     epochs = trial.user_attrs["epochs"]
     assert list(trial.intermediate_values) == list(range(1, epochs + 1))
@@ -87,14 +95,19 @@ def test_twenty_kills_at_any_moment_change_no_bit(search: MakeSearch, wait_for: 
     duration = time.monotonic() - begun
     mine = search(*options, folder="disturbed", size=1000)
     moments = random.Random(6)
-    for _ in range(KILLS):
+    for kill in range(KILLS):
+        before = epochs_reported(mine)
         process = mine.start(TRIALS)
         wait_for(lambda p=process: p.pid in workers(mine), about=process)
+        if kill % 3 == 2:
+            # A trial whose workers are lost five times in a row without an epoch in between fails.
+            wait_for(lambda n=before: epochs_reported(mine) > n, about=process)
         # All of them take a third of the study, so that there are twenty on a busy machine, too.
         time.sleep(moments.uniform(0.0, 2 / 3 * duration / KILLS))
         process.kill()
         assert process.status == -signal.SIGKILL, "it was through: this proves nothing"
     trials = finish(mine, TRIALS)
+    assert [t.user_attrs["ended"] for t in trials] == [t.user_attrs["ended"] for t in expected]
     assert [result(t) for t in trials] == [result(t) for t in expected]
     assert {t.state.name for t in trials} == {"COMPLETE", "PRUNED"}
     assert sum(leases_taken(mine)) >= len(trials) + KILLS / 2
