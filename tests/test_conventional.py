@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from published_files import write_idx
 from visweep import models
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
+from visweep.data.resident import to_device
 from visweep.draws import Draws
-from visweep.models.layers import initialise
+from visweep.models.layers import GHOST, initialise
 from visweep.search.spaces import check_point
 from visweep.training.optimizer import FlatParameters
 from visweep.training.optimizer import schedule as our_schedule
+from visweep.training.passes import Pass
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 VIT = ViTConfig(
@@ -30,6 +32,7 @@ CONVNET = ConvNetConfig(
     image_size=12, in_chans=3, num_classes=5, widths=(4, 6, 6), depths=(2, 1, 2), drop=0.1
 )
 PATIENCE = 280.0  # seconds; a process of two threads takes long where others train
+TOLERANCE = 1e-4  # of logits
 CONFIGS = [VIT, VIT.replace(class_token=True), CONVNET]
 
 
@@ -50,18 +53,18 @@ def drawn(config: ModelConfig) -> nn.Module:
     return model
 
 
-def renamed(ours: nn.Module) -> dict[str, Tensor]:
+def renamed(ours: nn.Module, config: ModelConfig) -> dict[str, Tensor]:
     """Our weights under the names, and in the shapes, of plain torch."""
     state = {name: value[0] for name, value in ours.state_dict().items()}
-    return vit_names(state) if isinstance(ours, models.ViT) else convnet_names(state)
+    return vit_names(state, config) if isinstance(config, ViTConfig) else convnet_names(state)
 
 
 def linear(state: Mapping[str, Tensor], our: str, their: str) -> dict[str, Tensor]:
     return {f"{their}weight": state[f"{our}.weight"].T, f"{their}bias": state[f"{our}.bias"][0]}
 
 
-def vit_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    shape = (VIT.embed_dim, VIT.in_chans, VIT.patch_size, VIT.patch_size)
+def vit_names(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    shape = (config.embed_dim, config.in_chans, config.patch_size, config.patch_size)
     theirs = {
         "patches.weight": state["embedding.proj.weight"].T.reshape(shape),
         "patches.bias": state["embedding.proj.bias"][0],
@@ -71,7 +74,7 @@ def vit_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
     if "embedding.class_token" in state:
         theirs["class_token"] = state["embedding.class_token"][None]
-    for index in range(VIT.depth):
+    for index in range(config.depth):
         block = f"blocks.{index}"
         theirs |= linear(state, f"{block}.attn.qkv", f"{block}.attention.in_proj_")
         theirs |= linear(state, f"{block}.attn.proj", f"{block}.attention.out_proj.")
@@ -97,7 +100,7 @@ def test_the_conventional_models_give_our_logits(config: ModelConfig) -> None:
     from rival import build
 
     ours, theirs = drawn(config), build(config).double().eval()
-    theirs.load_state_dict(renamed(ours))
+    theirs.load_state_dict(renamed(ours, config))
     images = torch.randn(
         4, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
@@ -228,6 +231,45 @@ def test_training_images_are_shifted_as_ours_are(bench: Any) -> None:
     draws = torch.stack([batches.dataset[0][0] for _ in range(500)])
     seen = {i.numpy().tobytes() for i in shown(draws, KINDS[bench.dataset])}
     assert seen == possible
+
+
+@pytest.mark.parametrize("name", ["ViT(96, 6, patch 8)", "ConvNet"])
+def test_both_sides_learn_the_same_where_nothing_is_left_to_chance(name: str, bench: Any) -> None:
+    """From the same weights, with the same batches, and without augmentation and dropout."""
+    from conventional import TRAIN, parameter_groups, schedule, train_epoch
+    from rival import build
+    from sides import MODELS
+
+    rates = {"drop": 0.0, "attn_drop": 0.0} if "ViT" in name else {"drop": 0.0}
+    config = MODELS[name].replace(**bench.fields, **rates)
+    # No more images than batch norm takes its statistics of.
+    train = TRAIN.replace(
+        epochs=3, batch_size=GHOST, translate=0, flip=False, precision="float64", weight_decay=0.5
+    )
+    ours = Pass.of(config, train, to_device(bench.loaded(), torch.device("cpu"), 0))
+    theirs = build(config).double()
+    theirs.load_state_dict(renamed(ours.model, config), strict=False)  # statistics keep a count
+    optimizer = torch.optim.AdamW(parameter_groups(theirs, train.weight_decay), lr=train.lr)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(train, ours.steps_per_epoch))
+    val_images = ours.data.normalise(ours.data.val.bordered, torch.float64)
+    before = theirs.eval()(val_images)
+    for number in range(1, train.epochs + 1):
+        batches = batches_of_epoch(ours, number)
+        ours.epoch([number])
+        train_epoch(theirs, batches, optimizer, scheduler, train)
+        with torch.no_grad():
+            expected, logits = theirs.eval()(val_images), ours.model.eval()(val_images[None])[0]
+        torch.testing.assert_close(logits, expected, rtol=0.0, atol=TOLERANCE)
+    assert (expected - before).abs().mean() > 1000 * TOLERANCE
+
+
+def batches_of_epoch(ours: Pass, number: int) -> list[tuple[Tensor, Tensor]]:
+    """The images and labels that this epoch trains on, as a loader gives them."""
+    split, size = ours.data.train, ours.config.batch_size
+    order = ours.draws.at("epoch", number).permutation(len(split), "order")[0]
+    chosen = order[: ours.steps_per_epoch * size].split(size)
+    images = ours.data.normalise(split.bordered, torch.float64)
+    return [(images[indices], split.labels[indices]) for indices in chosen]
 
 
 def test_generated_images_are_such_as_one_learns_from(tmp_path: Path) -> None:
