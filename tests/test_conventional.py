@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +267,7 @@ def batches_of_epoch(ours: Pass, number: int) -> list[tuple[Tensor, Tensor]]:
     """The images and labels that this epoch trains on, as a loader gives them."""
     split, size = ours.data.train, ours.config.batch_size
     order = ours.draws.at("epoch", number).permutation(len(split), "order")[0]
-    chosen = order[: ours.steps_per_epoch * size].split(size)
+    chosen = torch.split(order[: ours.steps_per_epoch * size], size)
     images = ours.data.normalise(split.bordered, torch.float64)
     return [(images[indices], split.labels[indices]) for indices in chosen]
 
