@@ -17,7 +17,7 @@ from typing import Any
 import optuna
 import pytest
 
-from processes import is_alive
+from processes import is_alive, parent
 from visweep.search.crew import MOST_KILLS
 from visweep.training.resolve import device_name
 
@@ -181,6 +181,38 @@ def test_ctrl_c_stops_them_all_and_leaves_nothing_leased(
     assert mine.held() == {}
     assert [t.state.name for t in mine.trials()] == ["RUNNING", "RUNNING"]
     require_whole(mine.finish(2), 2)
+
+
+def test_a_signal_to_the_whole_group_stops_them_all(
+    search: Callable[..., Search], wait_for: Any
+) -> None:
+    """As from `timeout`, or a service manager."""
+    mine = search("--epochs", 60, "--pruner", "none")
+    process = mine.start(4)
+    wait_for(lambda: len(mine.held()) == 2, about=process)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(30)
+    assert process.status == 143
+    assert process.stderr.startswith("terminated: the running epoch is being finished")
+    assert "ended (" not in process.stdout  # each ended by itself, and is known to have
+    assert mine.held() == {}
+    assert [t.state.name for t in mine.trials()] == ["RUNNING"] * 2 + ["WAITING"] * 2
+    require_whole(mine.finish(4), 4)
+
+
+def test_they_can_be_stopped_when_the_server_they_came_from_is_gone(
+    search: Callable[..., Search], wait_for: Any
+) -> None:
+    mine = search("--epochs", 2000, "--pruner", "none")
+    process = mine.start(2)
+    wait_for(lambda: len(mine.held()) == 2, about=process)
+    workers = mine.held()
+    os.kill(parent(next(iter(workers))), signal.SIGKILL)
+    process.signal(signal.SIGTERM)
+    process.wait(30)
+    assert process.status == 143
+    assert mine.held() == {}
+    wait_for(lambda: not any(is_alive(pid) for pid in workers))
 
 
 @pytest.mark.slow

@@ -41,6 +41,8 @@ _PATIENCE_SECONDS = 10.0
 MOST_KILLS = 2 * MOST_LOST
 """A worker and those in its place are killed so often, without an epoch in between, before there
 is no other: what ends each of them would end the next one, too."""
+_UNKNOWN = 255
+"""What multiprocessing takes for the exit status of each process whose server is gone."""
 _HEED_SECONDS = 0.2
 """So soon a worker that rests hears that it is to stop."""
 _GO_ON, _END = "go on", "end"
@@ -91,6 +93,13 @@ class _Member:
     @property
     def works(self) -> bool:
         return not (self.rests or self.pipe.closed)
+
+    @property
+    def lives(self) -> bool:
+        """Whether it can be signalled; what its server cannot tell any more, its pipe tells."""
+        if self.process.exitcode == _UNKNOWN:
+            return not self.pipe.closed
+        return self.process.is_alive()
 
     def tell(self, order: str) -> None:
         self.rests = False
@@ -247,7 +256,7 @@ class Crew:
 
     def _signal(self, number: signal.Signals) -> None:
         for member in self._members:
-            if member.process.is_alive() and member.process.pid is not None:
+            if member.lives and member.process.pid is not None:
                 # It is not our child but the server's, so its number may be free by now.
                 with suppress(ProcessLookupError):
                     os.kill(member.process.pid, number)
@@ -272,6 +281,13 @@ class Crew:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         for member in self._members:
             member.process.join(max(0.0, deadline - time.monotonic()))
+            while member.process.exitcode == _UNKNOWN and not member.pipe.closed:
+                if not member.pipe.poll(max(0.0, deadline - time.monotonic())):
+                    break
+                try:
+                    member.pipe.recv()
+                except (EOFError, OSError):
+                    member.pipe.close()
 
     def _conclude(self) -> None:
         if self.opened.study.user_attrs.get(STOP):
