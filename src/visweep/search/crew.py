@@ -281,13 +281,6 @@ class Crew:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         for member in self._members:
             member.process.join(max(0.0, deadline - time.monotonic()))
-            while member.process.exitcode == _UNKNOWN and not member.pipe.closed:
-                if not member.pipe.poll(max(0.0, deadline - time.monotonic())):
-                    break
-                try:
-                    member.pipe.recv()
-                except (EOFError, OSError):
-                    member.pipe.close()
 
     def _conclude(self) -> None:
         if self.opened.study.user_attrs.get(STOP):
