@@ -42,13 +42,13 @@ def storm(
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_workers_are_killed_all_the_time(storm: Callable[..., StubStudy], backend: str) -> None:
-    mine = storm(backend, trials=200, epochs=3, seconds=0.03)
+    mine = storm(backend, trials=200, epochs=3, seconds=0.1)
     chance = random.Random(1)
     for _ in range(8):
         mine.start()
     kills = 0
     while not any(p.ended() and p.status == 0 for p in mine.processes):
-        time.sleep(chance.uniform(0.2, 1.0))
+        time.sleep(chance.uniform(0.1, 0.8))
         failed = [p for p in mine.processes if p.ended() and p.status not in (0, -signal.SIGKILL)]
         assert not failed, failed[0].stderr
         alive = mine.alive()
