@@ -157,4 +157,20 @@ class TestCompiled:
         assert [run.communicate() for run in beginning_] == 2 * [(DREW, "")]
         later = drawing(DRAWING, tmp_path, "float32", "float64")
         assert later.communicate() == (2 * DREW, "")
-        assert len(list(tmp_path.rglob("kernels.mask*.nbc"))) == 2  # nothing was compiled anew
+        assert len(list(tmp_path.rglob("kernels.mask*.nbc"))) == 3  # nothing was compiled anew
+
+
+def test_what_parts_need_is_there_before_memory_runs_short() -> None:
+    """They are made where it does, and loading code then would end the process."""
+    code = """if True:
+        import torch
+        from visweep import kernels
+        from visweep.masks import Row, beginning
+
+        kernels.ready(torch.float32)
+        before = len(kernels.mask.signatures)
+        Row(beginning(1), 0.5).kept(100)
+        print(before, len(kernels.mask.signatures))
+    """
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (out.returncode, out.stdout, out.stderr) == (0, "2 2\n", "")
