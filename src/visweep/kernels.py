@@ -229,8 +229,8 @@ def _calls(dtype: torch.dtype) -> Iterator[tuple[Callable[..., object], tuple[An
     yield mask, (x, state, 0, one)
     if not dtype.is_floating_point:
         return
-    # For parts of batches, which are made where memory runs short: where there is none to load code
-    # into, LLVM ends the process.
+    # For parts of batches, which are made where memory runs short: where there is none to load
+    # code into, LLVM ends the process.
     yield from _calls(torch.uint8)
     factor = np.float32(1) if narrow else one
     yield drop, (x, state, 0, factor)
