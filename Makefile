@@ -44,7 +44,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/estimates.py
 	$(BIN)/python benchmarks/throughput.py configs
 	$(BIN)/python benchmarks/throughput.py seeds
-	$(BIN)/python benchmarks/throughput.py sweep --train-size 12000 --repetitions 1
+	$(BIN)/python benchmarks/throughput.py sweep --train-size 12000 --repetitions 3
 	$(BIN)/python benchmarks/throughput.py accuracy --train-size 4000
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/startup.py

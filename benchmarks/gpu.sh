@@ -84,7 +84,8 @@ else
     profiled=""
     packed=""
 fi
-generated="--dataset cifar-shaped"
+# RESULTS.md is edited by who reads $folder.
+generated="--append= --dataset cifar-shaped"
 
 # shellcheck disable=SC2086 # those are several words each
 {
@@ -99,7 +100,7 @@ generated="--dataset cifar-shaped"
         $generated $timed --repetitions "$times"
     bench estimates $((120 * times)) estimates.py $estimated
     if [ -d "$data" ]; then
-        bench sweep-fashion-mnist $((180 * times)) throughput.py sweep --auto --data-dir "$data" \
+        bench sweep-fashion-mnist $((180 * times)) throughput.py sweep --append= --auto --data-dir "$data" \
             $searched --repetitions 1
         bench packing $((300 * times)) packing.py $packed --repetitions "$times"
     fi

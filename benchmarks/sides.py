@@ -7,11 +7,11 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import conventional
 import generated_images
@@ -38,6 +38,8 @@ from visweep.training.passes import Member
 from visweep.training.resolve import device_name
 from visweep.training.rounds import Rounds
 from visweep.training.run import Run
+
+_T = TypeVar("_T")
 
 DROP = {"drop": 0.1, "attn_drop": 0.1}
 MODELS: dict[str, ModelConfig] = {
@@ -102,10 +104,15 @@ class Bench:
     def in_turns(self, sides: Mapping[str, Callable[[], Any]]) -> dict[str, list[Any]]:
         """What each side came to in each repetition."""
         found: dict[str, list[Any]] = {name: [] for name in sides}
-        for _ in range(self.repetitions):
-            for name, side in sides.items():
-                found[name].append(side())
+        for _, name, outcome in self.turns(sides):
+            found[name].append(outcome)
         return found
+
+    def turns(self, sides: Mapping[str, Callable[[], _T]]) -> Iterator[tuple[int, str, _T]]:
+        """Which repetition it is, from 1, of which side, and what it came to."""
+        for turn in range(1, self.repetitions + 1):
+            for name, side in sides.items():
+                yield turn, name, side()
 
 
 @dataclass(frozen=True)

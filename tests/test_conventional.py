@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -323,14 +323,27 @@ class TestThroughput:
     """Each mode of the script at a tiny size."""
 
     @staticmethod
-    def rows(launcher: Any, folder: Path, *arguments: object) -> list[list[str]]:
+    def tables(launcher: Any, folder: Path, *arguments: object) -> list[list[list[str]]]:
+        """The cells of each table, without headings, as they were added to a file."""
         write_idx(folder, train=400)
-        process = launcher.start(
-            BENCHMARKS / "throughput.py", *arguments, "--data-dir", folder, "--repetitions", 1
-        ).wait(PATIENCE)
+        results = folder / "results.md"
+        results.write_text("# Results\n")
+        command = (*arguments, "--data-dir", folder, "--repetitions", 1, "--append", results)
+        process = launcher.start(BENCHMARKS / "throughput.py", *command).wait(PATIENCE)
         assert (process.status, process.stderr) == (0, "")
-        lines = [line for line in process.stdout.splitlines() if line.startswith("| ")]
-        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
+        added = results.read_text().removeprefix("# Results\n\n### throughput.py ")
+        entry = added.partition("\n\n")[2]
+        assert "torch" in entry.splitlines()[0]
+        assert process.stdout == entry  # which says all that is printed
+        found = []
+        for table in entry.split("\n\n")[1:]:
+            lines = table.splitlines()[2:]
+            found.append([[c.strip() for c in line.strip("|").split("|")] for line in lines])
+        return found
+
+    def rows(self, launcher: Any, folder: Path, *arguments: object) -> list[list[str]]:
+        (table,) = self.tables(launcher, folder, *arguments)
+        return table
 
     FAST = ("--seconds", 0.1, "--batch-size", 16, "--models", "ViT(64, 6, patch 16)")
 
@@ -360,18 +373,37 @@ class TestThroughput:
 
     def test_sweep(self, launcher: Any, tmp_path: Path) -> None:
         small = ("--trials", 2, "--epochs", 2, "--train-size", 64, *self.FAST[:4])
-        rows = self.rows(launcher, tmp_path, "sweep", *small)
-        assert [row[0].split(",")[0] for row in rows] == ["conventional", "visweep"]
-        assert all(0 < float(row[4].removesuffix(" %")) < 50 for row in rows)
+        turns, sides = self.tables(launcher, tmp_path, "sweep", *small)
+        assert [row[1].split(",")[0] for row in turns] == ["conventional", "visweep"]
+        assert all(0 < float(row[4].removesuffix(" %")) < 50 for row in turns)
+        per_hour = [float(row[3]) for row in turns]
+        assert [float(row[1].split()[0]) for row in sides] == per_hour
+        assert float(sides[1][2].split()[0]) == pytest.approx(per_hour[1] / per_hour[0], abs=0.01)
 
     def test_sweep_of_the_report_s_space(self, launcher: Any, tmp_path: Path) -> None:
         small = ("--trials", 2, "--epochs", 1, "--train-size", 64, *self.FAST[:4])
         other = ("--space", "report", "--dataset", "cifar-shaped", "--images", 400)
-        rows = self.rows(launcher, tmp_path, "sweep", *small, *other, "--auto", "--pack", 2)
-        assert [row[0] for row in rows][1] == "visweep, automatic workers of 2 trials"
+        packed = (*other, "--auto", "--pack", 2)
+        rows, _ = self.tables(launcher, tmp_path, "sweep", *small, *packed)
+        assert [row[1] for row in rows][1] == "visweep, automatic workers of 2 trials"
         assert all(0 < float(row[4].removesuffix(" %")) < 50 for row in rows)
 
-    def test_accuracy(self, launcher: Any, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("mode", ["accuracy", "precision"])
+    def test_accuracies(self, launcher: Any, tmp_path: Path, mode: str) -> None:
         small = ("--runs", 2, "--epochs", 1, "--train-size", 64, *self.FAST)
-        (row,) = self.rows(launcher, tmp_path, "accuracy", *small)
+        (row,) = self.rows(launcher, tmp_path, mode, *small)
         assert row[4] in ("shown", "not shown")
+
+    def test_what_is_cut_off_has_left_the_rows_it_measured(
+        self, launcher: Any, tmp_path: Path, wait_for: Callable[..., None]
+    ) -> None:
+        write_idx(tmp_path, train=400)
+        results = tmp_path / "results.md"
+        models = ("--models", "ViT(64, 6, patch 16)", "ConvNet")
+        process = launcher.start(
+            BENCHMARKS / "throughput.py", "seeds", *self.FAST[:4], *models, "--replicas", 2,
+            "--data-dir", tmp_path, "--repetitions", 1, "--append", results,
+        )  # fmt: skip
+        wait_for(lambda: results.exists() and "| ViT(64" in results.read_text(), PATIENCE, process)
+        process.kill()
+        assert results.read_text().splitlines()[-1].startswith("| ViT(64, 6, patch 16) |")

@@ -1,0 +1,55 @@
+"""A measurement that is printed and appended to a file row by row: what is cut off leaves what it
+has measured until then."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from measuring import environment
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+class Record:
+    """One entry: a heading, where and how it was measured, and tables.
+
+    Args:
+        file: what to append to; None to print only.
+        where: the device, if it is not the processor.
+    """
+
+    def __init__(self, file: Path | None, where: str = "") -> None:
+        self._file = file
+        self._opening = environment() + where
+        self._begun = False
+        print(self._opening, flush=True)
+
+    def table(self, *headings: str) -> None:
+        """Begin a table. The first one begins the entry: what fails before leaves nothing."""
+        if not self._begun:
+            self._begun = True
+            self._append("", f"### {_command()}", "", self._opening)
+        self._say("", _line(headings), f"|---|{'---:|' * (len(headings) - 1)}")
+
+    def row(self, *cells: object) -> None:
+        self._say(_line(cells))
+
+    def _say(self, *lines: str) -> None:
+        print(*lines, sep="\n", flush=True)
+        self._append(*lines)
+
+    def _append(self, *lines: str) -> None:
+        if self._file is not None:
+            with self._file.open("a") as file:
+                file.writelines(f"{line}\n" for line in lines)
+
+
+def _line(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
