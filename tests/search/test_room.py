@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,13 @@ from optuna.distributions import IntDistribution
 
 from visweep.config import DataConfig, TrainConfig, ViTConfig
 from visweep.search import room
-from visweep.search.expectation import Expectation
+from visweep.search.expectation import Expectation, memory_expectation
 from visweep.search.room import free_memory, room_of_each, workers_with_room
 from visweep.search.watch import Watcher
 from visweep.storage.limits import Limits
-from visweep.storage.specification import Specification
+from visweep.storage.specification import Arm, Specification
 from visweep.training.counts import num_params
-from visweep.training.estimate import Calibration, Images
+from visweep.training.estimate import Calibration, Images, peak_memory, usual_memory
 
 GIB = 2**30
 
@@ -55,6 +56,28 @@ def test_the_largest_model_within_the_limits_counts() -> None:
     assert expected(Limits(max_params=one)).most_memory == GIB + 4 * one
 
 
+def test_a_machine_that_was_not_probed_is_taken_for_a_usual_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISWEEP_CACHE", str(tmp_path))
+    specification = expected().specification
+    found = memory_expectation(specification, Images(64, 10), "cpu", threads=1)
+    assert found.calibration == usual_memory("cpu", "float32", 1)
+    largest = ViTConfig(depth=3), specification.train
+    assert found.most_memory == peak_memory(*largest, found.calibration) > 2**20
+
+
+def test_of_arms_the_largest_counts() -> None:
+    arms = {
+        name: Arm(ViTConfig(depth=depth), TrainConfig(precision="float32"), against)
+        for name, depth, against in (("a", 1, None), ("b", 4, "a"))
+    }
+    specification = replace(expected().specification, arms=arms)
+    found = memory_expectation(specification, Images(64, 10), "cpu", threads=1)
+    largest = arms["b"].model, arms["b"].train
+    assert found.most_memory == peak_memory(*largest, found.calibration)
+
+
 @pytest.mark.parametrize(("free", "pack", "fitting"), [(8, 1, 4), (4, 1, 3), (4, 2, 1), (0, 1, 1)])
 def test_fewer_workers_where_not_all_have_room(free: int, pack: int, fitting: int) -> None:
     told = Told()
@@ -75,17 +98,15 @@ def test_each_has_its_share_beside_what_its_process_takes() -> None:
     assert alone is not None
     assert alone.bytes == GIB / 1.5
     assert told.notes == [
-        "models that are estimated to take more than 683 MiB train in micro-batches: each worker "
-        "has no more memory"
+        "models that are estimated to take more than 683 MiB train in parts, fewer seeds or "
+        "images at a time: each worker has no more memory"
     ]
     assert room_of_each(4, expected(), GIB // 2, told) is None
 
 
-def test_where_nothing_is_known_all_begin() -> None:
+def test_where_nothing_is_known_of_the_machine_all_begin() -> None:
     told = Told()
-    assert room_of_each(4, None, GIB, told) is None
     assert room_of_each(4, expected(), None, told) is None
-    assert workers_with_room(4, 1, None, GIB, told) == 4
     assert workers_with_room(4, 1, expected(), None, told) == 4
     assert told.notes == []
 

@@ -99,6 +99,25 @@ def test_a_history_that_grows_is_seen(storage: Any, sampler: str) -> None:
     assert after != before
 
 
+def test_a_proposal_reads_the_history_once_and_writes_nothing(
+    storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it is; a trial that has yet to begin tells nobody of its proposal."""
+    study = study_of(storage, "study", history(1, 14))
+    study.add_trial(create_trial(state=TrialState.WAITING))
+    waiting = study.get_trials(deepcopy=False)[-1]
+    read, seen = study._storage.get_all_trials, list[int]()
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        seen.append(1)
+        return read(*arguments, **named)
+
+    monkeypatch.setattr(study._storage, "get_all_trials", counted)
+    propose(study, make_sampler("tpe", 7, waiting.number), waiting, SPACE)
+    assert len(seen) == 1
+    assert study._storage.get_trial(waiting._trial_id).system_attrs == {}
+
+
 @pytest.mark.parametrize("sampler", [*FAST, pytest.param("gp", marks=pytest.mark.slow)])
 def test_values_lie_in_the_space_and_survive_the_database(storage: Any, sampler: str) -> None:
     study = study_of(storage, "study", history(2, 11))

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from visweep import maskless, models
-from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
+from visweep.config import ConvNetConfig, ModelConfig, Precision, TrainConfig, ViTConfig
 from visweep.draws import Draws
 from visweep.errors import OutOfMemory
 from visweep.training import calibrations
@@ -29,6 +29,8 @@ from visweep.training.estimate import (
     peak_memory,
     priced,
     seconds_per_epoch,
+    step_memory,
+    usual_memory,
 )
 from visweep.training.fit import fit
 from visweep.training.probe import (
@@ -382,6 +384,22 @@ class TestProbe:
         counted = held(model, train)
         least = counted["stored"] + 4 * counted["parameters"]
         assert 0.7 * least < measured.memory < 2 * least
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "model",
+        [
+            ViTConfig(image_size=32, patch_size=4, embed_dim=128, depth=4, num_heads=4),
+            ConvNetConfig(widths=(16, 32, 64), depths=(1, 1, 1)),
+        ],
+    )
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    def test_a_machine_that_was_not_probed_is_taken_for_a_usual_one(
+        self, model: ModelConfig, precision: Precision, train: TrainConfig
+    ) -> None:
+        train = train.replace(batch_size=64, seeds=(1,), precision=precision)
+        expected = step_memory(model, train, usual_memory("cpu", precision, 1))
+        assert 0.6 * expected < measured_alone(model, train).memory < 1.6 * expected
 
     def test_what_does_not_fit_is_left_out(self, vit: ViTConfig, train: TrainConfig) -> None:
         vast = vit.replace(embed_dim=2**22)

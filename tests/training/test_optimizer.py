@@ -58,7 +58,7 @@ def test_gradients_come_together_one_by_one_as_in_runs(
     runs = optimizer._GradientsInRuns(order, in_runs, sections=[len(parameters._narrow)])
     grads = [torch.randn_like(p) for p in order]
     assert len({len(p) for p in order}) == 2
-    for gather in (runs, parameters._gather):
+    for gather in (runs, parameters.gradients._gather):
         gather(grads, add=add)
     assert torch.equal(parameters.grads, in_runs)
     assert (in_runs != 1).any()
@@ -83,8 +83,8 @@ class TestFlatParameters:
     def test_gradients_are_autograds(self, config: ViTConfig | ConvNetConfig) -> None:
         model, untouched = drawn(config, 3), drawn(config, 3)
         parameters = FlatParameters(model, torch.float64, CPU)
-        parameters.backward(loss_of(model, 3, seed=1))  # overwritten by the next one
-        parameters.backward(loss_of(model, 3))
+        parameters.gradients.backward(loss_of(model, 3, seed=1))  # overwritten by the next one
+        parameters.gradients.backward(loss_of(model, 3))
         loss_of(untouched, 3).backward()
         # Where a parameter lies in the buffer is where its gradient lies.
         parameters.values.copy_(parameters.grads)
@@ -162,7 +162,7 @@ class TestAdamW:
 
         for step in range(12):
             factor = learning_rate_factor(step, 12, 3)
-            parameters.backward(loss_of(model, 3, seed=step))
+            parameters.gradients.backward(loss_of(model, 3, seed=step))
             # Each reference gets the same gradient, in its own shapes.
             values = parameters.values.clone()
             parameters.values.copy_(parameters.grads)
@@ -197,7 +197,7 @@ class TestAdamW:
     def test_state_is_a_copy_once_loaded(self, config: ViTConfig | ConvNetConfig) -> None:
         model, parameters = flat(config, 2)
         optimizer = AdamW(parameters, [1e-3, 1e-3], [0.1, 0.1])
-        parameters.backward(loss_of(model, 2))
+        parameters.gradients.backward(loss_of(model, 2))
         optimizer.step([1.0] * 2)
         state = [{n: v.clone() for n, v in group.items()} for group in optimizer.state(range(2))]
         other = AdamW(parameters, [1e-3, 1e-3], [0.1, 0.1])

@@ -324,7 +324,7 @@ class TestFailures:
         for turn in rounds.round():
             turn.take()
 
-        def full(self: Pass, indices: torch.Tensor, draws: Draws) -> torch.Tensor:
+        def full(self: Pass, *arguments: Any) -> torch.Tensor:
             raise MemoryError
 
         monkeypatch.setattr(Pass, "_loss", full)

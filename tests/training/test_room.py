@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visweep.config import ConvNetConfig, TrainConfig, ViTConfig
+from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
 from visweep.search.making import TrainerMaker
@@ -53,24 +53,34 @@ def assert_same(one: FitResult, other: FitResult) -> None:
 @given(
     batch=st.integers(1, 64),
     share=st.floats(0.01, 1.5),
-    replicas=st.integers(1, 4),
+    replicas=st.integers(1, 6),
     depth=st.integers(1, 6),
     drop=st.sampled_from([0.0, 0.1]),
 )
-def test_the_largest_part_of_a_batch_that_fits(
+def test_fewer_replicas_then_the_largest_part_of_a_batch_that_fits(
     batch: int, share: float, replicas: int, depth: int, drop: float
 ) -> None:
     model = ViTConfig(depth=depth, drop=drop)
     train = TrainConfig(batch_size=batch, seeds=tuple(range(replicas)))
 
+    def taken_by(at_once: int) -> float:
+        return peak_memory(model, train, CALIBRATION, at_once=at_once)
+
     def taken(size: int) -> float:
         part = train.replace(batch_size=size)
-        return step_memory(model, part, CALIBRATION, divided=size < batch)
+        return step_memory(model, part, CALIBRATION, divided=size < batch, at_once=1)
 
-    room = Room(share * taken(batch), CALIBRATION)
-    size = room.micro_batch(model, train)
-    assert size == 1 or taken(size) <= room.bytes
-    assert size == batch or taken(min(batch, 2 * size)) > room.bytes
+    room = Room(share * peak_memory(model, train, CALIBRATION), CALIBRATION)
+    division = room.division(model, train)
+    if division.replicas > 1:
+        assert division.images == batch
+        assert taken_by(division.replicas) <= room.bytes
+    if division.replicas < replicas:
+        assert taken_by(min(replicas, 2 * division.replicas)) > room.bytes
+    if division.images < batch:
+        assert division.replicas == 1
+        assert taken(min(batch, 2 * division.images)) > room.bytes
+        assert division.images == 1 or taken(division.images) <= room.bytes
 
 
 def test_a_part_of_a_batch_has_masks() -> None:
@@ -79,9 +89,9 @@ def test_a_part_of_a_batch_has_masks() -> None:
     train = TrainConfig(batch_size=128, seeds=(0,))
     half = train.replace(batch_size=64)
     without = Room(1.01 * step_memory(model, half, CALIBRATION), CALIBRATION)
-    assert without.micro_batch(model, train) == 32
+    assert without.division(model, train).images == 32
     enough = step_memory(model, half, CALIBRATION, divided=True)
-    assert Room(enough, CALIBRATION).micro_batch(model, train) == 64
+    assert Room(enough, CALIBRATION).division(model, train).images == 64
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.floats(0.01, 1.5))
@@ -103,13 +113,25 @@ def test_a_run_that_does_not_fit_takes_its_batches_in_parts(
     request: pytest.FixtureRequest, train: TrainConfig, data: ResidentData, kind: str
 ) -> None:
     model: ViTConfig | ConvNetConfig = request.getfixturevalue(kind)
-    exact = train.replace(precision="float64", batch_size=40)
+    exact = train.replace(precision="float64", batch_size=40, seeds=(3,))
     some = step_memory(model, exact.replace(batch_size=20), CALIBRATION)
     divided = fit(model, exact, data, room=Room(some, CALIBRATION))
     whole = fit(model, exact, data, room=Room(1e12, CALIBRATION))
     # A ConvNet's parts are of whole ghost batches, of which 40 images are one.
     assert divided.micro_batch == (20 if kind == "vit" else None)
     assert whole.micro_batch is None
+    assert_same(divided, whole)
+
+
+def test_replicas_that_do_not_fit_together_train_a_few_at_a_time(
+    model: ModelConfig, train: TrainConfig, data: ResidentData
+) -> None:
+    exact = train.replace(precision="float64", seeds=(3, 5, 8, 13, 21))
+    two = peak_memory(model, exact, CALIBRATION, at_once=2)
+    divided = fit(model, exact, data, room=Room(two, CALIBRATION))
+    whole = fit(model, exact, data, room=Room(1e12, CALIBRATION))
+    assert (divided.replicas_at_once, divided.micro_batch) == (2, None)
+    assert (whole.replicas_at_once, whole.micro_batch) == (None, None)
     assert_same(divided, whole)
 
 
@@ -144,6 +166,7 @@ def test_runs_that_do_not_fit_together_train_in_several_passes(
 def test_a_workers_trainer_keeps_to_its_room(
     vit: ViTConfig, train: TrainConfig, quadrants: Dataset, tmp_path: Path
 ) -> None:
+    train = train.replace(seeds=(3,))
     room = Room(step_memory(vit, train.replace(batch_size=4), CALIBRATION), CALIBRATION)
     maker = TrainerMaker(images=quadrants, margin=1, device="cpu", threads=1, room=room)
     result = maker().fit(

@@ -26,7 +26,7 @@ from visweep.search.threads import usual_threads
 from visweep.storage.overview import overview
 from visweep.storage.specification import Specification
 from visweep.training.cost import seconds_per_epoch
-from visweep.training.counts import multiply_adds, num_params
+from visweep.training.counts import flops, num_params
 from visweep.training.estimate import Images, estimate
 
 _INCLUDED = {
@@ -56,14 +56,14 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
         return
     points = sorted(
         corners(specification.space, middle=True),
-        key=lambda p: multiply_adds(specification.configurations(p)[0]),
+        key=lambda p: flops(specification.configurations(p)[0]),
     )
     configs = [specification.configurations(p) for p in points]
     # What is only slow the first time is no part of any trial's cost.
     _seconds(*configs[0], data)
     table = Table(title=f"cost of one trial on {prepared.device}", title_justify="left")
     memory = _memory(prepared)
-    for heading in ("model", "params", "multiply-adds", "memory", "per epoch", "unpruned trial"):
+    for heading in ("model", "params", "FLOPs", "memory", "per epoch", "unpruned trial"):
         table.add_column(heading, justify="right" if heading != "model" else "left")
     middle, total = len(points) // 2, None
     for size, index in (("smallest", 0), ("middle", middle), ("largest", -1)):
@@ -74,7 +74,7 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
         table.add_row(
             f"{size}: {text.parameters(points[index])}",
             text.count(num_params(model)),
-            text.count(multiply_adds(model)),
+            text.count(flops(model)),
             memory(model, train),
             *_durations(seconds, train.epochs),
         )
@@ -99,14 +99,14 @@ def _print_arms(console: Console, prepared: Prepared, data: ResidentData, left: 
     first = next(iter(arms.values()))
     _seconds(first.model, first.train, data)
     table = Table(title=f"cost of one trial on {prepared.device}", title_justify="left")
-    for heading in ("arm", "params", "multiply-adds", "per epoch", "trial"):
+    for heading in ("arm", "params", "FLOPs", "per epoch", "trial"):
         table.add_column(heading, justify="right" if heading != "arm" else "left")
     known = []
     for name, arm in arms.items():
         seconds = _seconds(arm.model, arm.train, data)
         if seconds is not None:
             known.append(seconds * arm.train.epochs)
-        size, work = num_params(arm.model), multiply_adds(arm.model)
+        size, work = num_params(arm.model), flops(arm.model)
         told = _durations(seconds, arm.train.epochs)
         table.add_row(name, text.count(size), text.count(work), *told)
     console.print(table)

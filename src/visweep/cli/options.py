@@ -19,6 +19,8 @@ from visweep.storage.url import bare
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _PIPE_WIDTH = 200
+MOST = 512
+"""Workers, or trials that one of them trains at the same time: more is a slip of the keyboard."""
 SEARCH, DATA, TRAINING = "What to search", "Data", "Training"
 
 Storage = Annotated[
@@ -154,6 +156,7 @@ Pack = Annotated[
         "--pack",
         metavar="P",
         min=1,
+        max=MOST,
         rich_help_panel=TRAINING,
         help="Trials that a process trains at the same time; those whose weights stack share each "
         "pass, and the sampler fills passes, such as 4. It pays on a GPU that small models leave "
@@ -247,8 +250,8 @@ def number_of_workers(given: str) -> int | None:
     """
     if given == "auto":
         return None
-    if not given.isdecimal() or int(given) < 1:
-        raise UsageError(f"--workers: {given!r} is not accepted; accepted: auto, 1, 2, 3, …")
+    if not given.isdecimal() or not 1 <= int(given) <= MOST:
+        raise UsageError(f"--workers: {given!r} is not accepted; accepted: auto, 1 to {MOST}")
     return int(given)
 
 

@@ -18,7 +18,7 @@ from visweep.data.dataset import Dataset
 from visweep.data.shared import SharedData, shared
 from visweep.errors import DataError
 from visweep.search.crew import Crew, Job
-from visweep.search.expectation import Expectation, expectation
+from visweep.search.expectation import Expectation, expectation, memory_expectation
 from visweep.search.gpu_workers import workers_on
 from visweep.search.interrupt import Interrupt
 from visweep.search.live import view_for
@@ -201,6 +201,11 @@ def _expected(opened: OpenStudy, means: Means) -> Expectation | None:
     return expectation(opened.specification, images, means.device, _threads(opened, means))
 
 
+def _memory_expected(opened: OpenStudy, means: Means) -> Expectation:
+    images = Images(len(means.dataset.train), len(means.dataset.val))
+    return memory_expectation(opened.specification, images, means.device, _threads(opened, means))
+
+
 def _threads(opened: OpenStudy, means: Means) -> int:
     """Of each worker: the study's, or what it would get."""
     wanted = means.workers or default_workers(means.device)
@@ -277,7 +282,7 @@ def _workers(
     if several and wanted > 1:
         images = _shared_images(stack, means, maker.margin, view)
     if means.device == "cpu":
-        expected, free = _expected(opened, means), free_memory()
+        expected, free = _memory_expected(opened, means), free_memory()
         room = room_of_each(None if images is None else wanted, expected, free, view)
         maker = replace(maker, room=room)
     if images is None:
@@ -301,7 +306,7 @@ def _suitable(opened: OpenStudy, means: Means, view: Watcher, mps: Mps, several:
     if not several:
         return usual
     if means.device == "cpu":
-        expected = _expected(opened, means)
+        expected = _memory_expected(opened, means)
         return workers_with_room(usual, means.pack, expected, free_memory(), view)
     found = workers_on(opened.specification, means.device, view.note, mps.environment)
     return max(1, found // means.pack)

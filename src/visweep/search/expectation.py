@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 from statistics import fmean
 from typing import Any
 
+from visweep.config import ModelConfig, TrainConfig
 from visweep.search.bounds import Bounds
 from visweep.search.probing import known_calibration
 from visweep.search.spaces import corners
 from visweep.storage.specification import Specification
-from visweep.training.estimate import Calibration, Images, peak_memory, seconds_per_epoch
+from visweep.training.estimate import (
+    Calibration,
+    Images,
+    peak_memory,
+    seconds_per_epoch,
+    usual_memory,
+)
 
 _SAMPLE = 64
 
@@ -49,11 +56,18 @@ class Expectation:
     @cached_property
     def most_memory(self) -> float:
         """Bytes that a trial takes beside its process: the most at a corner of the space within
-        the study's limits."""
-        spec, bounds = self.specification, Bounds(self.specification)
+        the study's limits, or of an arm."""
+        return max(peak_memory(model, train, self.calibration) for model, train in self._largest())
+
+    def _largest(self) -> Iterator[tuple[ModelConfig, TrainConfig]]:
+        """Those that may take the most."""
+        spec = self.specification
+        if spec.arms:
+            yield from ((arm.model, arm.train) for arm in spec.arms.values())
+            return
+        bounds = Bounds(spec)
         allowed = [p for p in corners(spec.space) if bounds.allow(p)] or [spec.baseline()]
-        made = (spec.configurations(point) for point in allowed)
-        return max(peak_memory(model, train, self.calibration) for model, train in made)
+        yield from map(spec.configurations, allowed)
 
 
 def expectation(
@@ -65,3 +79,14 @@ def expectation(
         return None
     calibration = known_calibration(specification, device, threads)
     return None if calibration is None else Expectation(specification, images, calibration)
+
+
+def memory_expectation(
+    specification: Specification, images: Images, device: str, threads: int
+) -> Expectation:
+    """The same where only memory matters: a machine that has not been probed is taken for a usual
+    one, and nothing is known of its speed."""
+    known = expectation(specification, images, device, threads)
+    return known or Expectation(
+        specification, images, usual_memory(device, specification.train.precision, threads)
+    )

@@ -50,17 +50,17 @@ def _of_the_group() -> int | None:
 
 
 def room_of_each(
-    workers: int | None, expected: Expectation | None, free: int | None, view: Watcher
+    workers: int | None, expected: Expectation, free: int | None, view: Watcher
 ) -> Room | None:
     """What each worker has for a pass; None where that is not known, or nothing.
 
     Args:
         workers: processes of their own; None for a single one in the command's process.
-        expected: of the trials; None where it is not known what they take.
+        expected: of the trials.
         free: bytes; None where it is not known.
         view: is told where batches will be divided.
     """
-    if expected is None or free is None:
+    if free is None:
         return None
     # See `visweep.training.estimate` on what the command's own process takes more.
     bytes_ = free / _OWN_PROCESS if workers is None else free / workers - _WORKER
@@ -68,25 +68,25 @@ def room_of_each(
         return None
     if expected.most_memory > bytes_:
         view.note(
-            f"models that are estimated to take more than {text.memory(bytes_)} train in "
-            "micro-batches: each worker has no more memory"
+            f"models that are estimated to take more than {text.memory(bytes_)} train in parts, "
+            "fewer seeds or images at a time: each worker has no more memory"
         )
     return Room(bytes_, expected.calibration)
 
 
 def workers_with_room(
-    wanted: int, pack: int, expected: Expectation | None, free: int | None, view: Watcher
+    wanted: int, pack: int, expected: Expectation, free: int | None, view: Watcher
 ) -> int:
     """So many of the wanted workers as may train the largest models at the same time.
 
     Args:
         wanted: how many there would be, at least one of which is kept.
         pack: trials that each of them trains at once.
-        expected: of the trials; None where it is not known what they take.
+        expected: of the trials.
         free: bytes; None where it is not known.
         view: is told where there are fewer.
     """
-    if expected is None or free is None or wanted == 1:
+    if free is None or wanted == 1:
         return wanted
     largest = expected.most_memory
     fitting = min(wanted, max(1, int(free / (_WORKER + pack * largest))))

@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Container, Mapping
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from visweep.errors import UsageError, unknown_name
@@ -23,6 +25,8 @@ from visweep.storage.specification import Space
 from visweep.storage.url import parse, sqlite_path
 from visweep.training.results import OUT_OF_MEMORY
 
+_RELATIVE_PARAMS = "tpe:relative_params"
+"""Begins the keys of those attributes."""
 STARTUP_TRIALS = 10
 """Random trials before a model-based sampler proposes."""
 
@@ -137,8 +141,6 @@ def propose(
     The sampler sees all trials of the study. (Optuna's own `ask` shows it those of one Hyperband
     bracket only, which leaves a model-based sampler with a third of a short study.)
     """
-    # Optuna forgets what it has read of the history in `ask`, which is not called here.
-    study._thread_local.cached_all_trials = None
     fixed = {**keep_to, **fixed_parameters(trial)}
     if set(space) <= set(fixed):
         return {name: fixed[name] for name in space}
@@ -162,7 +164,8 @@ def propose(
 
 
 class _Seen:
-    """A study as its sampler is to see it: what did not fit in memory is the worst there is.
+    """A study as its sampler is to see it for one proposal: its history at one moment, in which
+    what did not fit in memory is the worst there is.
 
     Optuna's TPE ranks pruned trials by the steps that they made, those without any last, and
     after all completed ones. Other samplers know completed trials only, and would propose again
@@ -171,6 +174,7 @@ class _Seen:
 
     def __init__(self, study: optuna.Study, sampler: BaseSampler) -> None:
         self._study = study
+        self._storage = _Unshared(study._storage)
         self._knows_pruned = isinstance(sampler, optuna.samplers.TPESampler)
 
     def __getattr__(self, name: str) -> Any:
@@ -182,13 +186,18 @@ class _Seen:
         states: Container[TrialState] | None = None,
         use_cache: bool = False,
     ) -> list[FrozenTrial]:
-        trials = self._study._get_trials(deepcopy, None, use_cache)
-        values = [t.value for t in trials if t.state == TrialState.COMPLETE]
-        worst = min((value for value in values if value is not None), default=None)
-        shown = [self._shown(trial, worst) for trial in trials]
-        return [trial for trial in shown if states is None or trial.state in states]
+        # A sampler asks several times, and each takes as long as all that is stored is large.
+        found = [t for t in self._history if states is None or t.state in states]
+        return copy.deepcopy(found) if deepcopy else found
 
     get_trials = _get_trials
+
+    @cached_property
+    def _history(self) -> list[FrozenTrial]:
+        trials = self._study.get_trials(deepcopy=False)
+        values = [t.value for t in trials if t.state == TrialState.COMPLETE]
+        worst = min((value for value in values if value is not None), default=None)
+        return [self._shown(trial, worst) for trial in trials]
 
     def _shown(self, trial: FrozenTrial, worst: float | None) -> FrozenTrial:
         if trial.user_attrs.get("ended") != OUT_OF_MEMORY:
@@ -199,6 +208,21 @@ class _Seen:
         elif worst is not None:
             shown.state, shown.value = TrialState.COMPLETE, worst
         return shown
+
+
+class _Unshared:
+    """A storage that is not told what Optuna's TPE is about to propose. It would tell it to others
+    that propose meanwhile, which do not ask of a trial that has yet to begin."""
+
+    def __init__(self, storage: BaseStorage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        if not key.startswith(_RELATIVE_PARAMS):
+            self._storage.set_trial_system_attr(trial_id, key, value)
 
 
 def _only_value(distribution: optuna.distributions.BaseDistribution) -> float:

@@ -481,6 +481,10 @@ def _train_curves(history: Sequence[EpochResult]) -> dict[str, Any]:
 def _attributes(result: FitResult) -> dict[str, Any]:
     last = result.history[-1]
     loss = fmean(last.val_loss)
+    divided = {
+        "micro_batch": result.micro_batch,
+        "replicas_at_once": result.replicas_at_once,
+    }
     return {
         # JSON has no NaN, and the dashboard's page does not take it.
         **({"val_loss": loss} if isfinite(loss) else {}),
@@ -493,5 +497,5 @@ def _attributes(result: FitResult) -> dict[str, Any]:
         "peak_memory_bytes": result.peak_memory,
         "num_params": result.num_params,
         **_train_curves(result.history),
-        **({} if result.micro_batch is None else {"micro_batch": result.micro_batch}),
+        **{name: value for name, value in divided.items() if value is not None},
     }

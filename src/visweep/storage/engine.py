@@ -17,9 +17,9 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from visweep.storage.failures import TrialEnded
-from visweep.storage.history import History, Wanted, read_trials
+from visweep.storage.history import History, Wanted, read_trial
 from visweep.storage.retry import patient
-from visweep.storage.tables import studies, study_attributes, trials
+from visweep.storage.tables import studies, study_attributes
 from visweep.storage.transactions import Transactions, locked
 from visweep.storage.writes import lock_row, lock_trial, write_attributes, write_report
 
@@ -218,10 +218,10 @@ class Storage(Transactions):
             KeyError: there is no such trial.
         """
         with self.reading() as connection:
-            found = read_trials(connection, trials.c.trial_id == trial_id)
-        if not found:
+            found = read_trial(connection, trial_id)
+        if found is None:
             raise KeyError(f"no trial has the id {trial_id}")
-        return found[0]
+        return found
 
     @patient
     def _get_trials(

@@ -7,8 +7,8 @@ history is looked at, it reads anew what has not finished, which includes every 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -47,14 +47,6 @@ class Wanted:
     after: int = -1
     known: Collection[int] = frozenset()
     states: Container[TrialState] | None = None
-
-    def condition(self) -> sa.ColumnElement[bool]:
-        """What the rows of `trials` have in common, at least."""
-        of_study = trials.c.study_id == self.study_id
-        if len(self.known) > _MOST_IDS:
-            return of_study
-        fresh = trials.c.trial_id > self.after
-        return sa.and_(of_study, sa.or_(fresh, trials.c.trial_id.in_(self.known)))
 
     def holds(self, row: sa.Row[*tuple[Any, ...]]) -> bool:
         """Whether a row of the table `trials` is wanted."""
@@ -95,78 +87,137 @@ class History:
         rows = _changed(connection, wanted, known) if known else None
         if rows is None:
             known.clear()
-            rows = _select(connection, wanted.condition())
+            rows = _all_wanted(connection, wanted)
         for row in rows:
             known.pop(row.trial_id, None)
         new = [row.trial_id for row in rows if wanted.holds(row)]
         found = dict(known)
         if new:
-            which = trials.c.trial_id.in_(new) if len(new) <= _MOST_IDS else wanted.condition()
-            read = {t._trial_id: t for t in read_trials(connection, which)}
+            read = {t._trial_id: t for t in _read(connection, wanted.study_id, new)}
             found.update((trial_id, read[trial_id]) for trial_id in new if trial_id in read)
         known.update((i, t) for i, t in found.items() if t.state == TrialState.WAITING)
         return [found[trial_id] for trial_id in sorted(found) if wanted.asks(found[trial_id])]
 
 
-def _select(
-    connection: sa.Connection, condition: sa.ColumnElement[bool]
-) -> list[sa.Row[*tuple[Any, ...]]]:
-    columns = (trials.c.trial_id, trials.c.number, trials.c.state)
-    query = sa.select(*columns).where(condition).order_by(trials.c.trial_id)
-    return list(connection.execute(query))
+def read_trial(connection: sa.Connection, trial_id: int) -> FrozenTrial | None:
+    """A whole trial; None where there is none of this id."""
+    return next(iter(_read_by(connection, _OF_IDS, {"these": [trial_id]})), None)
+
+
+_States = Sequence[sa.Row[int, int, TrialState]]
+
+_IDS: sa.BindParameter[Any] = sa.bindparam("these", expanding=True)
+_OF_STUDY = trials.c.study_id == sa.bindparam("study")
+_WANTED = sa.or_(trials.c.trial_id > sa.bindparam("after"), trials.c.trial_id.in_(_IDS))
+_BETWEEN = trials.c.trial_id.between(sa.bindparam("first"), sa.bindparam("last"))
+_WAITS = sa.and_(_BETWEEN, trials.c.state == TrialState.WAITING)
+_STATES = (
+    sa.select(trials.c.trial_id, trials.c.number, trials.c.state)
+    .where(_OF_STUDY)
+    .order_by(trials.c.trial_id)
+)
+_SOME_STATES = _STATES.where(_WANTED)
+_OTHER_STATES = _STATES.where(sa.not_(_WAITS))
+_SOME_OTHER_STATES = _OTHER_STATES.where(sa.or_(_WANTED, _BETWEEN))
+_WAITING = sa.select(
+    sa.func.count(), sa.func.sum(trials.c.trial_id), sa.func.sum(trials.c.number)
+).where(_OF_STUDY, _WAITS)
+"""Statements are made once: making one takes as long as it does to execute it."""
+
+
+def _all_wanted(connection: sa.Connection, wanted: Wanted) -> _States:
+    """The rows of all trials that are wanted, or of more."""
+    if len(wanted.known) > _MOST_IDS:
+        return connection.execute(_STATES, {"study": wanted.study_id}).all()
+    which = {"study": wanted.study_id, "after": wanted.after, "these": list(wanted.known)}
+    return connection.execute(_SOME_STATES, which).all()
 
 
 def _changed(
     connection: sa.Connection, wanted: Wanted, known: Mapping[int, FrozenTrial]
-) -> list[sa.Row[*tuple[Any, ...]]] | None:
+) -> _States | None:
     """The rows that are wanted or have changed, but for the trials that are known to wait and do.
 
     None where some of those are gone, or others wait in their place: SQLite may give the id of a
     deleted trial again.
     """
-    between = trials.c.trial_id.between(min(known), max(known))
-    waits = sa.and_(between, trials.c.state == TrialState.WAITING)
+    span = {"study": wanted.study_id, "first": min(known), "last": max(known)}
     others = frozenset(wanted.known).difference(known)
-    asked = replace(wanted, known=others).condition()
-    of_study = trials.c.study_id == wanted.study_id
-    rows = _select(connection, sa.and_(of_study, sa.or_(asked, between), sa.not_(waits)))
+    if len(others) > _MOST_IDS:
+        rows = connection.execute(_OTHER_STATES, span).all()
+    else:
+        which = {**span, "after": wanted.after, "these": list(others)}
+        rows = connection.execute(_SOME_OTHER_STATES, which).all()
     begun = {row.trial_id for row in rows}
     still = [t for trial_id, t in known.items() if trial_id not in begun]
-    count = sa.select(
-        sa.func.count(), sa.func.sum(trials.c.trial_id), sa.func.sum(trials.c.number)
-    )
-    found = connection.execute(count.where(of_study, waits)).one()
+    found = connection.execute(_WAITING, span).one()
     expected = (len(still), sum(t._trial_id for t in still), sum(t.number for t in still))
     return rows if tuple(value or 0 for value in found) == expected else None
 
 
-def read_trials(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[FrozenTrial]:
-    """Whole trials, with one query per table."""
-    query = sa.select(trials).where(which).order_by(trials.c.trial_id)
-    found = {row.trial_id: _bare(row) for row in connection.execute(query)}
+@dataclass(frozen=True)
+class _Tables:
+    """Queries for whole trials, one per table."""
 
-    def parts(table: sa.Table, *names: str) -> Iterator[Sequence[Any]]:
-        """Rows of another table: the trial, and the named columns, ordered by the first."""
-        columns = [table.c[name] for name in names]
-        of_trial = trials.c.trial_id == table.c.trial_id
-        query = sa.select(table.c.trial_id, *columns).join(trials, of_trial).where(which)
-        for trial_id, *part in connection.execute(query.order_by(columns[0])):
-            yield found[trial_id], *part
+    trials: sa.Select[Any]
+    params: sa.Select[Any]
+    values: sa.Select[Any]
+    reports: sa.Select[Any]
+    user_attributes: sa.Select[Any]
+    system_attributes: sa.Select[Any]
 
-    for trial, _, name, value, text in parts(
-        params, "param_id", "param_name", "param_value", "distribution_json"
-    ):
+    @classmethod
+    def of(cls, which: Callable[[sa.Table], sa.ColumnElement[bool]]) -> _Tables:
+        """Of the trials for which `which` holds in every table."""
+
+        def columns(table: sa.Table, *names: str) -> sa.Select[Any]:
+            found = [table.c[name] for name in names]
+            return sa.select(table.c.trial_id, *found).where(which(table)).order_by(found[0])
+
+        return cls(
+            trials=sa.select(trials).where(which(trials)).order_by(trials.c.trial_id),
+            params=columns(params, "param_id", "param_name", "param_value", "distribution_json"),
+            values=columns(values, "objective", "value", "value_type"),
+            reports=columns(reports, "step", "intermediate_value", "intermediate_value_type"),
+            user_attributes=columns(user_attributes, "key", "value_json"),
+            system_attributes=columns(system_attributes, "key", "value_json"),
+        )
+
+
+_OF_IDS = _Tables.of(lambda table: table.c.trial_id.in_(_IDS))
+_OF_A_STUDY = _Tables.of(
+    lambda table: table.c.trial_id.in_(sa.select(trials.c.trial_id).where(_OF_STUDY))
+)
+
+
+def _read(connection: sa.Connection, study_id: int, ids: Sequence[int]) -> list[FrozenTrial]:
+    """These trials of a study, whole; where they are many, with all others of it."""
+    if len(ids) > _MOST_IDS:
+        return _read_by(connection, _OF_A_STUDY, {"study": study_id})
+    return _read_by(connection, _OF_IDS, {"these": ids})
+
+
+def _read_by(
+    connection: sa.Connection, tables: _Tables, which: Mapping[str, Any]
+) -> list[FrozenTrial]:
+    found = {row.trial_id: _bare(row) for row in connection.execute(tables.trials, which)}
+
+    def parts(query: sa.Select[Any]) -> Iterator[Sequence[Any]]:
+        """Rows of another table: the trial, and what the query names."""
+        for trial_id, *part in connection.execute(query, which):
+            if trial_id in found:  # which may have come, or gone, meanwhile
+                yield found[trial_id], *part
+
+    for trial, _, name, value, text in parts(tables.params):
         trial._distributions[name] = _distribution(text)
         trial._params[name] = trial._distributions[name].to_external_repr(value)
-    for trial, _, value, kind in parts(values, "objective", "value", "value_type"):
+    for trial, _, value, kind in parts(tables.values):
         trial._values = [*(trial._values or ()), _value(value, kind)]
-    for trial, step, value, kind in parts(
-        reports, "step", "intermediate_value", "intermediate_value_type"
-    ):
+    for trial, step, value, kind in parts(tables.reports):
         trial.intermediate_values[step] = _reported(value, kind)
-    for trial, key, text in parts(user_attributes, "key", "value_json"):
+    for trial, key, text in parts(tables.user_attributes):
         trial._user_attrs[key] = json.loads(text)
-    for trial, key, text in parts(system_attributes, "key", "value_json"):
+    for trial, key, text in parts(tables.system_attributes):
         trial._system_attrs[key] = json.loads(text)
     return list(found.values())
 

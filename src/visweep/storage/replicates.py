@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -72,22 +73,38 @@ def find_alike(
 
     Those without a slot are left out: other tools added them, and nobody knows on which images.
     """
+    which: dict[str, Any] = {"study": study_id}
+    for index, (name, value) in enumerate(parameters.items()):
+        low, high = _range(space[name], value)
+        which |= {f"name_{index}": name, f"low_{index}": low, f"high_{index}": high}
+    return frozenset(connection.execute(_alike(len(parameters)), which).scalars())
+
+
+@cache
+def _alike(parameters: int) -> sa.Select[int]:
+    """Trials that have so many parameters in so many ranges."""
     same = [
-        sa.and_(params.c.param_name == name, params.c.param_value.between(*_range(space[name], v)))
-        for name, v in parameters.items()
+        sa.and_(
+            params.c.param_name == sa.bindparam(f"name_{index}"),
+            params.c.param_value.between(
+                sa.bindparam(f"low_{index}"), sa.bindparam(f"high_{index}")
+            ),
+        )
+        for index in range(parameters)
     ]
-    of_study = sa.and_(slots.c.trial_id == trials.c.trial_id, slots.c.study_id == study_id)
-    query = (
+    of_study = sa.and_(
+        slots.c.trial_id == trials.c.trial_id, slots.c.study_id == sa.bindparam("study")
+    )
+    return (
         sa.select(trials.c.trial_id)
         .join(slots, of_study)
         .outerjoin(
             params, sa.and_(params.c.trial_id == trials.c.trial_id, sa.or_(sa.false(), *same))
         )
-        .where(trials.c.study_id == study_id, trials.c.state.in_(_BEGUN))
+        .where(trials.c.study_id == sa.bindparam("study"), trials.c.state.in_(_BEGUN))
         .group_by(trials.c.trial_id)
         .having(sa.func.count(params.c.trial_id) == len(same))
     )
-    return frozenset(connection.execute(query).scalars())
 
 
 def mark(connection: sa.Connection, trial_id: int, attributes: Mapping[str, Any]) -> None:

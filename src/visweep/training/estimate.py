@@ -91,6 +91,37 @@ class Calibration:
         return cls(**values)
 
 
+_USUAL_MEMORY = {
+    "process": 2.0**20,
+    "parameters": 5.0,
+    "stored": 1.0,
+    "added": 1.0,
+    "widest": 4.0,
+    "dropped": 0.5,
+    "later": 1.0,
+    "even": 3.0,
+    "matrix": 6.0,
+    "evaluated": 1.0,
+    "written": 1.0,
+}
+"""Bytes per unit. Of a parameter there are the value, its gradient, two moments, and a narrow
+copy; what the others come to on machines that were probed varies, and these are on the high
+side."""
+
+
+def usual_memory(device: str, precision: str, threads: int) -> Calibration:
+    """What a machine that has not been probed is taken to need; it tells no times."""
+    return Calibration(
+        device=device.partition(":")[0],
+        precision=precision,
+        threads=threads,
+        step={},
+        evaluation={},
+        memory=_USUAL_MEMORY,
+        held=0.0,
+    )
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What one trial will cost.
@@ -126,10 +157,20 @@ def estimate(
     )
 
 
-def peak_memory(model: ModelConfig, train: TrainConfig, calibration: Calibration) -> float:
-    """Bytes at most, as `Estimate` has it."""
+def peak_memory(
+    model: ModelConfig,
+    train: TrainConfig,
+    calibration: Calibration,
+    *,
+    at_once: int | None = None,
+) -> float:
+    """Bytes at most, as `Estimate` has it.
+
+    Args:
+        at_once: so many of the replicas are under way at a time; None for all.
+    """
     of, threads = (calibration.precision, calibration.device), calibration.threads
-    moments = memory_amounts(model, train, *of, threads=threads)
+    moments = memory_amounts(model, train, *of, threads=threads, at_once=at_once)
     return max(priced(held, calibration.memory) for held in moments)
 
 
@@ -144,15 +185,23 @@ def images_memory(model: ModelConfig, train: TrainConfig, images: Images) -> flo
 
 
 def step_memory(
-    model: ModelConfig, train: TrainConfig, calibration: Calibration, *, divided: bool = False
+    model: ModelConfig,
+    train: TrainConfig,
+    calibration: Calibration,
+    *,
+    divided: bool = False,
+    at_once: int | None = None,
 ) -> float:
     """Bytes at most in a training step; an evaluation or a checkpoint may take more.
 
     Args:
         divided: what `train` calls a batch is a part of one.
+        at_once: so many of the replicas are under way at a time; None for all.
     """
-    of, threads = (calibration.precision, calibration.device), calibration.threads
-    *steps, _, _ = memory_amounts(model, train, *of, threads=threads, divided=divided)
+    of = calibration.precision, calibration.device
+    *steps, _, _ = memory_amounts(
+        model, train, *of, threads=calibration.threads, divided=divided, at_once=at_once
+    )
     return max(priced(held, calibration.memory) for held in steps)
 
 
@@ -271,16 +320,18 @@ def memory_amounts(
     *,
     threads: int = 1,
     divided: bool = False,
+    at_once: int | None = None,
 ) -> list[dict[str, float]]:
     """Bytes that a trial holds at each moment that may be its peak: in a training step, in an
     evaluation, and while its checkpoint is written.
 
     Args:
         threads: see `Calibration`.
-        divided: see `step_memory`.
+        divided, at_once: see `step_memory`.
     """
     replicas, size = len(train.seeds), _BYTES[precision]
-    stacked, evaluated = replicas * train.batch_size, replicas * EVALUATED[device]
+    together = at_once or replicas
+    stacked, evaluated = together * train.batch_size, together * EVALUATED[device]
     on_cpu = device == "cpu"
     counted = (
         _stored_by_convnet(model)
@@ -308,7 +359,7 @@ def memory_amounts(
             "dropped": float(on_cpu * stacked * step.dropped * size),
             "later": float(on_cpu * stacked * step.later * size),
             "even": float(on_cpu * stacked * step.even * size),
-            "matrix": float(on_cpu * weight * counted.matrix),
+            "matrix": float(on_cpu * together * max(4, size) * counted.matrix),
         }
         for step in counted.steps
     ]

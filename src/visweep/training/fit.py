@@ -38,8 +38,9 @@ def fit(
         model_config: what to train; its image size, channels and classes must be the data's.
         train_config: how to train it.
         data: the images; a `Dataset` is first copied to `device`.
-        on_epoch: called after each epoch; returning True stops the run there. After a resume it
-            first hears of the epochs in the checkpoint again.
+        on_epoch: called after each epoch. Where it returns True, the run stops there; where it
+            returns some of `EpochResult.seeds`, those replicas do, and the others go on in a
+            smaller pass. After a resume it first hears of the epochs in the checkpoint again.
         checkpoint: a file that is written after each epoch, before `on_epoch` is called. If it
             exists, the run goes on from it: on a CPU of the same type, with the same versions
             and number of threads, to the same bits as without the interruption.

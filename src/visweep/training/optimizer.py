@@ -43,7 +43,8 @@ class FlatParameters:
 
     Attributes:
         values: (K, P), the parameters; whoever changes them says so by `refresh`.
-        grads: (K, P), their gradients, as `backward` left them.
+        grads: (K, P), their gradients, as `gradients` left them.
+        gradients: of the whole model.
         decayed: the first so many columns are weight matrices, which decay; norms, biases,
             tokens and positions do not.
     """
@@ -55,9 +56,7 @@ class FlatParameters:
         device: torch.device,
         narrow: torch.dtype | None = None,
     ) -> None:
-        matrices, wide = decayed_parameters(model), wide_parameters(model)
-        apart = {id(p) for p in (*matrices, *wide)}
-        others = [p for p in model.parameters() if id(p) not in apart]
+        matrices, others, wide = _by_columns(model)
         self._parameters = [*matrices, *others, *wide]
         self._matrices = len(matrices)
         self.decayed = _columns(matrices)
@@ -74,11 +73,7 @@ class FlatParameters:
         self.refresh()
         _point(self._narrow, self._copy)
         _point(self._wide, self.values[:, self._copy.shape[1] :])
-        self._gather: _EachGradient | _GradientsInRuns = (
-            _EachGradient(self._parameters, self._split(self.grads))
-            if device.type == "cpu"
-            else _GradientsInRuns(self._parameters, self.grads, sections=[len(self._narrow)])
-        )
+        self.gradients = Gradients(self._parameters, self.grads, len(self._narrow))
 
     def refresh(self) -> None:
         """Let the model see what `values` are by now."""
@@ -107,9 +102,10 @@ class FlatParameters:
         mine[:, matrices] = rows[:, : matrices.stop]
         mine[:, others] = rows[:, matrices.stop :]
 
-    def backward(self, loss: Tensor, *, add: bool = False) -> None:
-        """Put the gradient of `loss` into `grads`, in place of what was there, or add it."""
-        self._gather(torch.autograd.grad(loss, self._parameters), add=add)
+    def gradients_of(self, model: nn.Module, rows: slice) -> Gradients:
+        """Those of a model whose parameters are views of the whole model's, of these replicas."""
+        matrices, others, wide = _by_columns(model)
+        return Gradients([*matrices, *others, *wide], self.grads[rows], len(self._narrow))
 
     def clip(self, max_norms: Tensor | float) -> None:
         """Scale each replica's gradient down where its norm is larger: than its entry of (K, 1),
@@ -118,7 +114,43 @@ class FlatParameters:
         self.grads.mul_((max_norms / (norms + 1e-6)).clamp_(max=1.0))
 
     def _split(self, buffer: Tensor) -> Sequence[Tensor]:
-        return torch.split(buffer, [p[0].numel() for p in self._parameters], dim=1)
+        return _split(buffer, self._parameters)
+
+
+def _by_columns(
+    model: nn.Module,
+) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """Its parameters in the order of their columns: those that decay, others, wide ones."""
+    matrices, wide = decayed_parameters(model), wide_parameters(model)
+    apart = {id(p) for p in (*matrices, *wide)}
+    return matrices, [p for p in model.parameters() if id(p) not in apart], wide
+
+
+def _split(buffer: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Each parameter's columns of a (K, P) buffer."""
+    return torch.split(buffer, [p[0].numel() for p in parameters], dim=1)
+
+
+class Gradients:
+    """Brings gradients to where they lie together.
+
+    Args:
+        parameters: whose gradients come, in the order of their columns.
+        grads: (K, P), where to.
+        narrow: so many of the first ones are in another format than the rest.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], grads: Tensor, narrow: int) -> None:
+        self._parameters = tuple(parameters)
+        self._gather: _EachGradient | _GradientsInRuns = (
+            _EachGradient(self._parameters, _split(grads, self._parameters))
+            if grads.device.type == "cpu"
+            else _GradientsInRuns(self._parameters, grads, sections=[narrow])
+        )
+
+    def backward(self, loss: Tensor, *, add: bool = False) -> None:
+        """Put the gradient of `loss` there, in place of what was there, or add it."""
+        self._gather(torch.autograd.grad(loss, self._parameters), add=add)
 
 
 class _EachGradient:

@@ -37,6 +37,7 @@ from visweep.training.micro import MicroBatches
 from visweep.training.optimizer import AdamW, FlatParameters, schedule
 from visweep.training.results import EpochResult
 from visweep.training.room import Room
+from visweep.training.shares import Share, in_shares
 from visweep.training.unattended import Unattended
 
 _T = TypeVar("_T")
@@ -71,12 +72,25 @@ class State:
         buffers: the statistics of its norms, by name, each (K, …).
         optimizer: see `AdamW.state`.
         micro_batch: images of the parts that its batches were divided into.
+        at_once: replicas of the shares that it was divided into.
     """
 
     values: Tensor
     buffers: Mapping[str, Tensor]
     optimizer: Sequence[Mapping[str, Tensor]]
     micro_batch: int
+    at_once: int
+
+    def only(self, replicas: Sequence[int]) -> State:
+        """Of some of the replicas, such as are left when the others have stopped."""
+        rows = list(replicas)
+        return State(
+            values=self.values[rows],
+            buffers={name: buffer[rows] for name, buffer in self.buffers.items()},
+            optimizer=[self.optimizer[2 * row + half] for row in rows for half in (0, 1)],
+            micro_batch=self.micro_batch,
+            at_once=min(self.at_once, len(rows)),
+        )
 
 
 class Pass:
@@ -90,6 +104,8 @@ class Pass:
 
     Attributes:
         members: in the order in which results are given.
+        at_once: so many replicas are under way at a time in a step or an evaluation: all, unless
+            they do not fit in memory.
         rows: which replicas of the stack are each member's.
         beside: others share the memory and could make room: then what does not fit is an error,
             and not divided.
@@ -116,11 +132,10 @@ class Pass:
         self.config = members[0].train
         self.dtype = compute_dtype(self.config, data.device)
         self.micro = MicroBatches(members[0].model, self.config.batch_size, data.device)
-        if room is not None and len(members) == 1:
-            self.micro.shrink_to(room.micro_batch(members[0].model, members[0].train))
         self._seeds = [seed for m in order for seed in members[m].train.seeds]
         self.draws = Draws(self._seeds, data.device, ())
-        self.model = models.stack([member.model for member in stacked])
+        self._configs = [member.model for member in stacked]
+        self.model = models.stack(self._configs)
         states = [None] * len(members) if states is None else states
         self._begin(states)
         master = master_dtype(self.dtype)
@@ -137,8 +152,13 @@ class Pass:
         self.steps_per_epoch = len(data.train) // self.config.batch_size
         self.factors = [schedule(member.train, self.steps_per_epoch) for member in members]
         self._graph: Graph | Literal[False] | None = None
-        self._forwards: dict[bool, Forward] = {}
+        self._forwards: dict[tuple[int, bool], Forward] = {}
         self._validated: Tally | None = None
+        self._take_at_once(self.replicas)
+        if room is not None and len(members) == 1:
+            division = room.division(members[0].model, members[0].train)
+            self._take_at_once(division.replicas)
+            self.micro.shrink_to(division.images)
         for member, state in enumerate(states):
             if state is not None:
                 self._go_on(member, state)
@@ -184,10 +204,11 @@ class Pass:
                 train_seconds=seconds[0] * len(rows) / self.replicas,
                 val_seconds=seconds[1] * len(rows) / self.replicas,
                 images=self.steps_per_epoch * self.config.batch_size * len(rows),
+                seeds=member.train.seeds,
                 plain_train_accuracy=plain[rows.start : rows.stop],
                 augmented_train_accuracy=augmented[rows.start : rows.stop],
             )
-            for number, rows in zip(numbers, self.rows, strict=True)
+            for member, number, rows in zip(self.members, numbers, self.rows, strict=True)
         ]
 
     def _trim(self) -> None:
@@ -202,7 +223,8 @@ class Pass:
         order = draws.permutation(len(self.data.train), "order")
         first = [(number - 1) * self.steps_per_epoch for number in numbers]
         total = torch.zeros(self.replicas, dtype=torch.float64, device=self.data.device)
-        self.model.train()
+        for share in self._shares:
+            share.model.train()
         for index in range(self.steps_per_epoch):
             steps = [step + index for step in first]
             if (self._graph or index == FIRST_STEPS) and (graph := self._captured()):
@@ -261,12 +283,25 @@ class Pass:
         draws = self.draws.at_each("step", self._by_row(steps))
         statistics = [buffer.clone() for buffer in self.model.buffers()]
         while (losses := self._try(draws, indices)) is None:
-            self.micro.halve()
+            self._divide()
             reset_peak_memory(self.data.device)
             for buffer, before in zip(self.model.buffers(), statistics, strict=True):
                 buffer.copy_(before)
         self._update(self._by_row([self.factors[m][step] for m, step in enumerate(steps)]))
         return losses
+
+    def _divide(self) -> None:
+        """Have less under way at a time: fewer replicas, which are trained the same; then fewer
+        images, whose gradients are summed up in another order."""
+        if self.at_once > 1:
+            self._take_at_once(-(-self.at_once // 2))
+        else:
+            self.micro.halve()
+
+    def _take_at_once(self, replicas: int) -> None:
+        self.at_once = min(replicas, self.replicas)
+        self._shares = in_shares(self.model, self._configs, self.flat, self.at_once)
+        self._forwards = {}
 
     def _update(self, factors: Sequence[float] | Tensor) -> None:
         self.flat.clip(self._clip_norms)
@@ -282,33 +317,37 @@ class Pass:
         gradient = partial(self._gradient, draws, indices)
         if self.beside or len(self.members) > 1:
             return insist(gradient, f"a pass over {len(self.members)} run(s)")
-        if not self.micro.smallest:
+        if self.at_once > 1 or not self.micro.smallest:
             return attempt(gradient)
         what = f"a pass over {self.micro.size} of {self.config.batch_size} images"
         return insist(gradient, what)
 
     def _gradient(self, draws: Draws, indices: Tensor) -> Tensor:
+        return torch.cat([self._gradient_of(share, draws, indices) for share in self._shares])
+
+    def _gradient_of(self, share: Share, draws: Draws, indices: Tensor) -> Tensor:
+        mine = draws.rows(share.rows.start, share.rows.stop)
         losses: list[Tensor] = []
         for part in self.micro.parts:
             if part is None:
-                loss = self._loss(indices, draws)
+                loss = self._loss(share, indices[share.slice], mine)
             else:
-                loss = self._loss(indices[:, part.images], draws.of(part))
-            self.flat.backward(loss.sum(), add=bool(losses))
+                loss = self._loss(share, indices[share.slice][:, part.images], mine.of(part))
+            share.gradients.backward(loss.sum(), add=bool(losses))
             losses.append(loss.detach())
         return torch.stack(losses).sum(0)
 
-    def _loss(self, indices: Tensor, draws: Draws) -> Tensor:
-        """What these images add to the mean loss of the whole batch, (K,)."""
+    def _loss(self, share: Share, indices: Tensor, draws: Draws) -> Tensor:
+        """What these images add to the mean loss of the whole batch, one per replica."""
         images, labels = self.augmenter.batch(indices, draws)
-        logits = self.model(self.data.normalise(images, self.dtype), draws)
+        logits = share.model(self.data.normalise(images, self.dtype), draws)
         losses = F.cross_entropy(
             logits.flatten(0, 1).to(self.flat.values.dtype),
             labels.flatten(),
             label_smoothing=self.config.label_smoothing,
             reduction="none",
         )
-        return losses.view(self.replicas, -1).sum(1) / self.config.batch_size
+        return losses.view(len(indices), -1).sum(1) / self.config.batch_size
 
     def evaluate(self, split: ResidentSplit) -> Evaluation:
         """Of every replica, on images that it does not learn from now."""
@@ -329,31 +368,46 @@ class Pass:
         if self.config.train_curves:
             counted.append(self._tally(self.data.probe))
             yield
-            counted.append(self._tally(self.data.probe, self._as_trained(numbers)))
+            counted.append(self._tally(self.data.probe, numbers))
             yield
         return counted
 
-    def _as_trained(self, numbers: Sequence[int]) -> Seen:
+    def _as_trained(self, draws: Draws) -> Seen:
         """The images of the probe under the training transform, drawn for each replica by its own
         seed and epoch, however they are divided into batches."""
         probe, device = self.data.probe, self.data.device
         augmenter = Augmenter(probe, self.config.translate, self.config.flip)
-        draws = self.draws.at_each("probe", self._by_row(numbers))
 
         def seen(batch: range) -> Tensor:
             indices = torch.arange(batch.start, batch.stop, device=device)
             part = draws.of(Part(indices, len(probe)))
-            return augmenter.batch(indices.expand(self.replicas, -1), part)[0]
+            return augmenter.batch(indices.expand(len(draws), -1), part)[0]
 
         return seen
 
-    def _tally(self, split: ResidentSplit, seen: Seen | None = None) -> Tally:
-        arguments = self.model, self.data, split, self.replicas, self.dtype
+    def _tally(self, split: ResidentSplit, numbers: Sequence[int] | None = None) -> Tally:
+        """
+        Args:
+            split: the images.
+            numbers: which epoch it is of each member, where they are seen as in training.
+        """
+        draws = None if numbers is None else self.draws.at_each("probe", self._by_row(numbers))
+        counted = [self._tally_of(share, split, draws) for share in self._shares]
+        return Tally(
+            torch.cat([each.loss for each in counted]),
+            torch.cat([each.correct for each in counted]),
+        )
+
+    def _tally_of(self, share: Share, split: ResidentSplit, draws: Draws | None) -> Tally:
+        rows = share.rows.start, share.rows.stop
+        seen = None if draws is None else self._as_trained(draws.rows(*rows))
+        arguments = share.model, self.data, split, len(share.rows), self.dtype
         # Images of each replica's own have another shape than those that all of them see.
-        forward = self._forwards.get(seen is None)
+        key = share.rows.start, seen is None
+        forward = self._forwards.get(key)
         # What is evaluated once is not worth capturing.
         if not replays(self.data.device) or forward is None:
-            self._forwards[seen is None] = Forward()
+            self._forwards[key] = Forward()
             return tally(*arguments, seen=seen)
         return tally(*arguments, forward, seen)
 
@@ -367,6 +421,7 @@ class Pass:
             optimizer=self.optimizer.state(rows),
             # How a pass is divided is no member's own.
             micro_batch=self.micro.size if alone else self.config.batch_size,
+            at_once=min(self.at_once, len(rows)),
         )
 
     def _go_on(self, member: int, state: State) -> None:
@@ -382,6 +437,8 @@ class Pass:
         if len(self.members) == 1:
             # It is no other sum of gradients, but rounded otherwise.
             self.micro.shrink_to(state.micro_batch)
+            if state.at_once < self.at_once:
+                self._take_at_once(state.at_once)
 
 
 def _rows_of(member: int, member_of: Sequence[int]) -> range:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -37,6 +37,7 @@ class EpochResult:
         train_seconds: spent on training steps, beside whatever else the device does meanwhile.
         val_seconds: spent on evaluation, likewise, also of training images.
         images: training images seen, over all replicas.
+        seeds: of the replicas: those of the run, without any that were stopped before.
         plain_train_accuracy: fraction of `ResidentData.probe` classified correctly, with dropout
             off and under the evaluation transform; () where it was not measured.
         augmented_train_accuracy: the same under the training transform: each image translated and
@@ -52,6 +53,7 @@ class EpochResult:
     train_seconds: float
     val_seconds: float
     images: int
+    seeds: tuple[int, ...] = ()
     plain_train_accuracy: tuple[float, ...] = ()
     augmented_train_accuracy: tuple[float, ...] = ()
     replayed: bool = False
@@ -79,8 +81,10 @@ class FitResult:
             `visweep.data.sampling`. None where there are too few images to tell.
         num_params: parameters of one replica.
         peak_memory: bytes, since a batch was last divided; see `training.device.peak_memory`.
-        model: with the weights after the last epoch, K replicas, in evaluation mode.
+        model: with the weights after the last epoch, K replicas, in evaluation mode: those that
+            trained until then.
         micro_batch: images of a pass, where a whole batch did not fit in memory.
+        replicas_at_once: so many of them, where all at once did not fit in memory.
     """
 
     history: tuple[EpochResult, ...]
@@ -90,6 +94,7 @@ class FitResult:
     peak_memory: int
     model: nn.Module
     micro_batch: int | None = None
+    replicas_at_once: int | None = None
     val_error: float | None = None
 
     @property
@@ -103,4 +108,5 @@ class FitResult:
         return sum(r.images for r in self.history) / seconds if seconds else 0.0
 
 
-OnEpoch = Callable[[EpochResult], bool | None]
+OnEpoch = Callable[[EpochResult], "bool | Collection[int] | None"]
+"""Returns True to stop the run, or the seeds of the replicas that are to stop alone."""

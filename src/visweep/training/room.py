@@ -16,6 +16,14 @@ Configuration = tuple[ModelConfig, TrainConfig]
 
 
 @dataclass(frozen=True)
+class Division:
+    """What of a run is under way at a time: so many of its replicas, over so many images."""
+
+    replicas: int
+    images: int
+
+
+@dataclass(frozen=True)
 class Room:
     """What a process has for its passes, and what the formula says that they take.
 
@@ -37,19 +45,27 @@ class Room:
             count += 1
         return max(1, count)
 
-    def micro_batch(self, model: ModelConfig, train: TrainConfig) -> int:
-        """Images in the largest part of a batch that fits, halved from the whole; at least one.
+    def division(self, model: ModelConfig, train: TrainConfig) -> Division:
+        """How a run is divided to fit: first into fewer replicas at a time, then into parts of
+        batches, each halved from the whole; at least one.
 
-        What an evaluation takes, no division makes less.
+        What an evaluation of one replica takes, no division makes less.
         """
-        size = train.batch_size
-        while size > 1 and self._taken_by(model, train, size) > self.bytes:
+        replicas, size = len(train.seeds), train.batch_size
+        while replicas > 1 and self._taken_by(model, train, replicas) > self.bytes:
+            replicas = -(-replicas // 2)
+        while size > 1 and self._taken_by(model, train, replicas, size) > self.bytes:
             size = -(-size // 2)
-        return size
+        return Division(replicas, size)
 
-    def _taken_by(self, model: ModelConfig, train: TrainConfig, images: int) -> float:
-        part = train.replace(batch_size=images)
-        return step_memory(model, part, self.calibration, divided=images < train.batch_size)
+    def _taken_by(
+        self, model: ModelConfig, train: TrainConfig, replicas: int, images: int | None = None
+    ) -> float:
+        """By so many replicas at a time, or so many images of each."""
+        if images is None:
+            return peak_memory(model, train, self.calibration, at_once=replicas)
+        part, divided = train.replace(batch_size=images), images < train.batch_size
+        return step_memory(model, part, self.calibration, divided=divided, at_once=replicas)
 
     @property
     def _of_any_run(self) -> float:

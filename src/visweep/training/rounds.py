@@ -17,7 +17,7 @@ from visweep.errors import Crowded, OutOfMemory
 from visweep.training.device import wait_for
 from visweep.training.lanes import Lane, Pieces, side_by_side
 from visweep.training.memory import give_back, insist
-from visweep.training.passes import Member, Pass, State
+from visweep.training.passes import Pass, State
 from visweep.training.results import EpochResult, FitResult
 from visweep.training.room import Room
 from visweep.training.run import Run
@@ -53,6 +53,7 @@ class _Group:
         room: Room | None,
     ) -> None:
         self.runs = runs
+        self._members = [run.member for run in runs]
         self._room = room
         self.beside = False
         self.lane = lane
@@ -62,16 +63,25 @@ class _Group:
 
     def shared(self) -> Pass:
         if self._shared is None:
-            members = [run.member for run in self.runs]
-            self._shared, self._states = self._made(members), ()
+            self._shared = Pass(self._members, self._data, self._states, self._room)
+            self._states = ()
         return self._shared
 
-    def _made(self, members: Sequence[Member]) -> Pass:
-        return Pass(members, self._data, self._states, self._room)
+    @property
+    def is_whole(self) -> bool:
+        """Whether no replica has stopped since."""
+        return all(
+            run.member == member for run, member in zip(self.runs, self._members, strict=True)
+        )
 
     def state(self, run: Run) -> State | None:
+        """Of what is left of it."""
         index = self.runs.index(run)
-        return self._states[index] if self._shared is None else self._shared.state(index)
+        state = self._states[index] if self._shared is None else self._shared.state(index)
+        had, has = self._members[index].train.seeds, run.member.train.seeds
+        if state is None or had == has:
+            return state
+        return state.only([had.index(seed) for seed in has])
 
     def turns(self, beside: bool) -> Pieces[list[Turn]]:
         """An epoch of each.
@@ -216,7 +226,7 @@ class Rounds:
 
     def _regroup(self) -> None:
         wanted = self._wanted()
-        stay = {group.runs: group for group in self._groups if group.runs in wanted}
+        stay = {g.runs: g for g in self._groups if g.runs in wanted and g.is_whole}
         states = {run: self._state(run) for runs in wanted if runs not in stay for run in runs}
         # Those that are given up go first, since both may not fit.
         self._groups = list(stay.values())
@@ -264,7 +274,7 @@ class Rounds:
     def _alone(self, run: Run) -> Pass:
         """A pass of this run only, as it is by now."""
         for group in self._groups:
-            if group.runs == (run,):
+            if group.runs == (run,) and group.is_whole:
                 return group.shared()
         return Pass([run.member], self._data, [self._state(run)], self._room)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ class Run:
         checkpoint: see there.
 
     Attributes:
+        member: what is still trained of it: without the replicas that have stopped.
         history: a result per epoch so far.
         over: whether it has come to its end, or was stopped.
 
@@ -41,7 +44,7 @@ class Run:
         on_epoch: OnEpoch | None = None,
         checkpoint: Path | None = None,
     ) -> None:
-        self.member = member
+        self.member = self._whole = member
         self._data = data
         self._on_epoch = on_epoch
         self._checkpoint = checkpoint
@@ -66,13 +69,19 @@ class Run:
         Raises:
             CheckpointError: it is damaged or belongs to another run.
         """
-        self.history, self._state = [], None
+        # Which replicas were stopped after that epoch is not kept.
+        left = self.member.train.seeds
+        self.history, self._state, self.member = [], None, self._whole
         if self._checkpoint is not None and self._checkpoint.exists():
             # A GPU may have no room for it yet.
             self.history, tensors = checkpoints.read(
                 self._checkpoint, self._identity(), EpochResult, torch.device("cpu")
             )
-            self._state = State(**{"micro_batch": self.member.train.batch_size, **tensors})
+            if self.history[-1].seeds:
+                self._keep(self.history[-1].seeds)
+            whole = {"micro_batch": self.member.train.batch_size, "at_once": self.member.replicas}
+            self._state = State(**{**whole, **tensors})
+            self._keep([seed for seed in self.member.train.seeds if seed in left])
 
     def taken_state(self) -> State | None:
         """Where it goes on, which it holds no longer; None if it begins."""
@@ -85,8 +94,7 @@ class Run:
         if self._checkpoint is not None:
             tensors = {name: getattr(state, name) for name in State.__dataclass_fields__}
             checkpoints.write(self._checkpoint, self._identity(), self.history, tensors)
-        stop = bool(self._on_epoch and self._on_epoch(result))
-        self.over = stop or self._at_its_end
+        self.over = self._heed(self._on_epoch and self._on_epoch(result)) or self._at_its_end
 
     def result(self, trained: Pass) -> FitResult:
         """What came of it.
@@ -113,6 +121,7 @@ class Run:
             peak_memory=peak_memory(self._data.device),
             model=trained.model.eval(),
             micro_batch=trained.micro.size if trained.micro.divided else None,
+            replicas_at_once=trained.at_once if trained.at_once < trained.replicas else None,
         )
 
     def _val_error(self, correct: Tensor) -> float | None:
@@ -132,16 +141,35 @@ class Run:
     def _deliver(self) -> bool:
         stop = False
         for result in self.history:
-            stop = bool(self._on_epoch and self._on_epoch(result)) and not result.replayed
+            answer = self._on_epoch and self._on_epoch(result)
+            stop = not result.replayed and self._heed(answer)
         return stop or self._at_its_end
+
+    def _heed(self, answer: bool | Collection[int] | None) -> bool:
+        """Stop what is to be stopped; returns whether that is all."""
+        if not isinstance(answer, Collection):
+            return bool(answer)
+        left = [seed for seed in self.member.train.seeds if seed not in answer]
+        if left and not self._at_its_end:
+            self._keep(left)
+        return not left
+
+    def _keep(self, seeds: Sequence[int]) -> None:
+        """Go on with these replicas alone."""
+        before = self.member.train.seeds
+        if tuple(seeds) == before:
+            return
+        self.member = replace(self.member, train=self.member.train.replace(seeds=tuple(seeds)))
+        if self._state is not None:
+            self._state = self._state.only([before.index(seed) for seed in seeds])
 
     def _identity(self) -> dict[str, Any]:
         # What is only measured is no part of what is trained.
-        train = self.member.train.replace(train_curves=False)
+        train = self._whole.train.replace(train_curves=False)
         precision = resolve_precision(train.precision, self._data.device)
         return {
             "trainer": TRAINER_VERSION,
-            "model": to_json(self.member.model),
+            "model": to_json(self._whole.model),
             "train": {**to_json(train), "precision": precision},
             "data": self._data.dataset.fingerprint,
         }
