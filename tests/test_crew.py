@@ -183,6 +183,7 @@ def test_ctrl_c_stops_them_all_and_leaves_nothing_leased(
     require_whole(mine.finish(2), 2)
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_stops_them_all(
     search: Callable[..., Search], wait_for: Any
 ) -> None:
@@ -268,6 +269,7 @@ def test_a_worker_joins_from_another_command(search: Callable[..., Search], wait
     assert "name the study to work on; unfinished here: none" in refused.stderr
 
 
+@pytest.mark.slow
 def test_all_trials_of_a_killed_process_are_taken_over(
     search: Callable[..., Search], wait_for: Any
 ) -> None:

@@ -150,6 +150,7 @@ class TestCompiled:
             "a compiled loop is not kept for other processes: [Errno 28] No space left on device"
         }
 
+    @pytest.mark.slow
     def test_processes_that_compile_them_at_the_same_time_do_not_mix_them_up(
         self, tmp_path: Path
     ) -> None:

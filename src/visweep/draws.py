@@ -86,13 +86,16 @@ class Draws:
         batch, so that an image's draws do not depend on how the batch is divided."""
         return self._changed(_part=part)._begin()
 
-    def rows(self, start: int, stop: int) -> Draws:
-        """The draws of replicas [start, stop) alone."""
-        if (start, stop) == (0, len(self)):
+    def rows(self, rows: Sequence[int]) -> Draws:
+        """The draws of some of the replicas alone."""
+        if list(rows) == list(range(len(self))):
             return self
-        seeds, streams = self._seeds[start:stop], self._streams[start:stop]
-        mine = self.generators if self._by_place else self.generators[start:stop]
-        return self._changed(_seeds=seeds, _streams=streams, generators=mine)
+        generators = self.generators
+        return self._changed(
+            _seeds=tuple(self._seeds[row] for row in rows),
+            _streams=tuple(self._streams[row] for row in rows),
+            generators=generators if self._by_place else [generators[row] for row in rows],
+        )
 
     def _changed(self, **attributes: object) -> Draws:
         other = copy.copy(self)

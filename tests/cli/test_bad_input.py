@@ -242,6 +242,7 @@ def test_folders_of_images(
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_images_that_changed_since_the_study_began(
     launcher: Any, tmp_path: Path, snapshot: Any, tiny_search: Path
 ) -> None:

@@ -166,6 +166,7 @@ def begin(url: str, source: Source, chosen: _Chosen) -> int:
     return length
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [5, ROOM + 20])
 def test_a_study_has_room_for_some_hundred_of_thousands(tmp_path: Path, first: int) -> None:
     url = f"sqlite:///{tmp_path}/studies.db"

@@ -96,6 +96,7 @@ def family(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 def test_workers_are_started_with_no_password_in_sight(
     launcher: Any, tiny_search: Path, tmp_path: Path, postgres_url: str, wait_for: Any

@@ -14,6 +14,7 @@ from visweep.draws import Draws
 from visweep.models.layers import Dropout, attention, fused_attention, initialise
 from visweep.models.vit import SelfAttention
 
+CPU = torch.device("cpu")
 SMALL = ViTConfig(
     image_size=12,
     in_chans=3,
@@ -213,3 +214,27 @@ def test_pools_the_class_token_or_the_mean(class_token: bool) -> None:
     assert tokens.shape == (1, 2, 9 + class_token, SMALL.embed_dim)
     pooled = tokens[:, :, 0] if class_token else tokens.mean(2)
     torch.testing.assert_close(logits, model.head(pooled))
+
+
+def test_equal_heads_share_an_attention_wherever_they_stand() -> None:
+    """Of four replicas by depth, the first and the third have three heads, the others four."""
+    configs = [
+        SMALL.replace(depth=depth, num_heads=heads, drop=0.1, attn_drop=rate)
+        for depth, heads, rate in ((3, 3, 0.3), (3, 4, 0.0), (2, 3, 0.2), (1, 4, 0.5))
+    ]
+    seeds = (5, 6, 7, 8)
+    stacked = models.stack(configs).double()
+    initialise(stacked, Draws(seeds, CPU, ("init",)))
+    groups = [[heads.rows for heads in block.attn.heads] for block in stacked.blocks]
+    assert groups == [[(0, 2), (1, 3)], [(0, 2), (1,)], [(0,), (1,)]]
+    images = torch.rand(4, 6, 3, 12, 12, dtype=torch.float64, requires_grad=True)
+    logits = stacked(images, Draws(seeds, CPU, ("step", 1)))
+    (gradient,) = torch.autograd.grad(logits.square().sum(), images)
+    for row, (config, seed) in enumerate(zip(configs, seeds, strict=True)):
+        single = models.stack([config]).double()
+        initialise(single, Draws((seed,), CPU, ("init",)))
+        mine = images[row : row + 1].detach().requires_grad_()
+        alone = single(mine, Draws((seed,), CPU, ("step", 1)))
+        torch.testing.assert_close(logits[row : row + 1], alone)
+        (its,) = torch.autograd.grad(alone.square().sum(), mine)
+        torch.testing.assert_close(gradient[row : row + 1], its)

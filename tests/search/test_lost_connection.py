@@ -100,6 +100,7 @@ def start(launcher: Any, tmp_path: Path, wait_for: Any) -> Callable[..., Run]:
     return start_them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["politely", "at once"])
 def test_a_server_that_restarts_is_waited_for(
     postgres: Server, postgres_url: str, start: Callable[..., Run], number: int
@@ -119,6 +120,7 @@ def test_a_server_that_restarts_is_waited_for(
         assert len(said) == 2
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_waiting(
     postgres: Server, postgres_url: str, start: Callable[..., Run], wait_for: Any
 ) -> None:
@@ -152,6 +154,7 @@ def test_a_server_that_is_away_for_longer(
     run.assert_complete()
 
 
+@pytest.mark.slow
 def test_connections_that_break_are_made_anew(
     postgres: Server, postgres_url: str, start: Callable[..., Run], proxy: Proxy
 ) -> None:

@@ -225,6 +225,7 @@ def test_what_does_not_fit_in_memory_ends_that_trial_only(
         assert (trial.user_attrs["ended"] == "out of memory") == full
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_beside_the_others_makes_room(
     packed: Any, images: ResidentData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

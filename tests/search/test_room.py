@@ -69,7 +69,9 @@ def test_a_machine_that_was_not_probed_is_taken_for_a_usual_one(
 
 def test_of_arms_the_largest_counts() -> None:
     arms = {
-        name: Arm(ViTConfig(depth=depth), TrainConfig(precision="float32"), against)
+        name: Arm(
+            model=ViTConfig(depth=depth), train=TrainConfig(precision="float32"), against=against
+        )
         for name, depth, against in (("a", 1, None), ("b", 4, "a"))
     }
     specification = replace(expected().specification, arms=arms)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.errors import CheckpointError
+from visweep.sealed import read_sealed, write_sealed
 from visweep.training import checkpoint
 from visweep.training.fit import fit
 from visweep.training.results import EpochResult, FitResult
@@ -166,8 +167,24 @@ class TestResume:
         # This is how it was described then, and only equal descriptions are taken.
         history, tensors = checkpoint.read(path, {"model": model}, EpochResult, CPU)
         assert len(history) == 2
-        assert tensors.keys() == {"values", "buffers", "optimizer", "micro_batch"}
+        assert tensors.keys() == {"values", "buffers", "optimizer", "micro_batch", "at_once"}
         resumed = fit(vit, train, quadrants, checkpoint=path, device="cpu")
+        assert curve(resumed) == curve(whole)
+
+    def test_one_from_before_replicas_were_told_apart_goes_on(
+        self, model: ModelConfig, train: TrainConfig, quadrants: Dataset, tmp_path: Path
+    ) -> None:
+        path, whole = tmp_path / "run", fit(model, train, quadrants, device="cpu")
+        fit(model, train, quadrants, checkpoint=path, on_epoch=lambda r: r.epoch == 2)
+        saved = torch.load(io.BytesIO(read_sealed(path)), weights_only=True)
+        described = json.loads(saved["described"])
+        for epoch in described["history"]:
+            assert epoch.pop("seeds") == list(train.seeds)
+        assert saved["tensors"].pop("at_once") == len(train.seeds)
+        buffer = io.BytesIO()
+        torch.save({**saved, "described": json.dumps(described)}, buffer)
+        write_sealed(path, buffer.getvalue())
+        resumed = fit(model, train, quadrants, checkpoint=path, device="cpu")
         assert curve(resumed) == curve(whole)
 
 

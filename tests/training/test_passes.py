@@ -514,5 +514,5 @@ def test_equal_streams_are_drawn_once_and_are_those_of_each_alone() -> None:
             (100,), [rate], torch.float32, "here"
         )
         assert torch.equal(row, alone[0])
-    part = draws.rows(1, 3).dropout_mask((100,), rates[1:3], torch.float32, "here")
+    part = draws.rows((1, 2)).dropout_mask((100,), rates[1:3], torch.float32, "here")
     assert torch.equal(part, mask[1:3])

@@ -112,7 +112,8 @@ def test_images_are_moved_anew_in_each_epoch(
     vit: ViTConfig, curved: TrainConfig, data: ResidentData
 ) -> None:
     alone = Pass.of(vit, curved, data)
-    images = [alone._as_trained([number])(range(40)) for number in (1, 2, 2)]
+    moments = [alone.draws.at_each("probe", [number] * 2) for number in (1, 2, 2)]
+    images = [alone._as_trained(draws)(range(40)) for draws in moments]
     assert torch.equal(images[1], images[2])
     assert not torch.equal(images[0], images[1])
     assert not torch.equal(images[0][0], images[0][1])  # nor alike for two replicas

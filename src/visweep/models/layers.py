@@ -122,18 +122,23 @@ class Dropout(nn.Module):
     Args:
         rates: probability of a zero, one per replica.
         place: names this layer's stream of random draws; unique within a replica's model.
-        first: which of the model's replicas the first one is, where not all come here.
+        rows: which of the model's replicas come here; None for all.
         inplace: overwrite the input, which nothing else may need any more.
     """
 
     def __init__(
-        self, rates: Sequence[float], place: str, first: int = 0, *, inplace: bool = False
+        self,
+        rates: Sequence[float],
+        place: str,
+        rows: Sequence[int] | None = None,
+        *,
+        inplace: bool = False,
     ) -> None:
         super().__init__()
         self.inplace = inplace
         self.rates = tuple(rates)
         self.place = place
-        self.first = first
+        self.rows = range(len(rates)) if rows is None else rows
 
     @property
     def active(self) -> bool:
@@ -153,7 +158,7 @@ class Dropout(nn.Module):
     def _mine(self, draws: Draws | None) -> Draws:
         if draws is None:
             raise ValueError(f"dropout at {self.place!r} needs draws while training")
-        return draws.rows(self.first, self.first + len(self.rates))
+        return draws.rows(self.rows)
 
 
 class Conv2d(Stacked):

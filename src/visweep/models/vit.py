@@ -20,19 +20,19 @@ from visweep.models.layers import Dropout, LayerNorm, Linear, Stacked, attention
 
 
 class Heads(nn.Module):
-    """Attention of successive replicas that have equally many heads.
+    """Attention of the replicas that have equally many heads.
 
     Args:
         configs: one per replica.
-        first: which of the model's replicas the first of them is.
+        rows: which of the model's replicas they are.
         place: names the layer's stream of random draws.
     """
 
-    def __init__(self, configs: Sequence[ViTConfig], first: int, place: str) -> None:
+    def __init__(self, configs: Sequence[ViTConfig], rows: Sequence[int], place: str) -> None:
         super().__init__()
-        self.rows = slice(first, first + len(configs))
+        self.rows = tuple(rows)
         self.num_heads = configs[0].num_heads
-        self.attn_drop = Dropout([c.attn_drop for c in configs], place, first)
+        self.attn_drop = Dropout([c.attn_drop for c in configs], place, self.rows)
 
     def forward(self, qkv: Tensor, draws: Draws | None) -> Tensor:
         """(K, B, T, 3 D) to (K, B, T, D)."""
@@ -53,8 +53,8 @@ class SelfAttention(nn.Module):
         replicas, width = len(configs), configs[0].embed_dim
         self.qkv = Linear(replicas, width, 3 * width)
         self.heads = nn.ModuleList(
-            Heads(configs[first:last], first, f"{place}.attn_drop")
-            for first, last in _runs([c.num_heads for c in configs])
+            Heads([configs[row] for row in rows], rows, f"{place}.attn_drop")
+            for rows in _alike([c.num_heads for c in configs])
         )
         self.proj = Linear(replicas, width, width)
         self.proj_drop = Dropout([c.drop for c in configs], f"{place}.proj_drop", inplace=True)
@@ -62,13 +62,19 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
         K, B, T, D = x.shape
         qkv = self.qkv(x.flatten(1, 2)).view(K, B, T, 3 * D)
-        if len(self.heads) == 1:
-            # Not a slice of all rows, whose backward pass would copy the gradient.
-            all_ = self.heads[0](qkv, draws)
-        else:
-            all_ = torch.cat([heads(qkv[heads.rows], draws) for heads in self.heads])
+        all_ = self.heads[0](qkv, draws) if len(self.heads) == 1 else self._by_heads(qkv, draws)
         out: Tensor = self.proj_drop(self.proj(all_.reshape(K, B * T, D)), draws)
         return out.view(x.shape)
+
+    def _by_heads(self, qkv: Tensor, draws: Draws | None) -> Tensor:
+        # Not slices, the backward pass of each of which would fill a gradient of all rows.
+        each = qkv.unbind()
+        found: dict[int, Tensor] = {}
+        for heads in self.heads:
+            assert isinstance(heads, Heads)
+            mixed = heads(torch.stack([each[row] for row in heads.rows]), draws)
+            found.update(zip(heads.rows, mixed.unbind(), strict=True))
+        return torch.stack([found[row] for row in range(len(each))])
 
 
 class MLP(nn.Module):
@@ -194,7 +200,9 @@ class ViT(nn.Module):
         return logits
 
 
-def _runs(values: Sequence[int]) -> list[tuple[int, int]]:
-    """Where successive equal values begin and end."""
-    ends = [i for i in range(1, len(values)) if values[i] != values[i - 1]]
-    return list(zip([0, *ends], [*ends, len(values)], strict=True))
+def _alike(values: Sequence[int]) -> list[list[int]]:
+    """Where equal values stand, by which comes first."""
+    places: dict[int, list[int]] = {}
+    for place, value in enumerate(values):
+        places.setdefault(value, []).append(place)
+    return list(places.values())

@@ -26,7 +26,7 @@ from visweep.search.interrupt import Interrupt
 from visweep.search.pruners import make_pruner, rungs_from
 from visweep.search.spaces import check_point
 from visweep.search.study import OpenStudy
-from visweep.search.watch import TrialView, Watcher
+from visweep.search.watch import Progress, TrialView, Watcher
 from visweep.storage.budget import fixed_parameters
 from visweep.storage.failures import DATABASE_ERRORS, storage_errors
 from visweep.storage.lease import Lease, LeaseLost
@@ -146,6 +146,8 @@ class Worker:
         self.interrupt = interrupt
         self.company = company or Company()
         self.made_room = False
+        # As they were read when this worker's last trial ended, until its next one begins.
+        self.latest: Sequence[FrozenTrial] = ()
         spec = opened.specification
         self.pruner = make_pruner(spec.pruner, spec.seed, spec.train.epochs)
         self.provenance = provenance(
@@ -181,6 +183,7 @@ class Worker:
             if lease is not None:
                 self._work_on(lease)
             elif self.opened.slots.unfinished():
+                self.latest = ()
                 # Another worker is at it; should it die, its trial can be adopted here.
                 self.company.pause(_POLL_SECONDS)
             else:
@@ -252,7 +255,7 @@ class _TrialRun:
             trial = self.frozen()
             self.parameters = trial.params
             self.worker.company.began(self.parameters)
-            self.worker.watcher.began(self.view(), self.opened.progress())
+            self.worker.watcher.began(self.view(), self._progress_with(trial))
             self._require_survivors()
             result = self._fit(trial)
         except OSError:
@@ -273,6 +276,13 @@ class _TrialRun:
         if not self._is_interrupted(result):
             self._finish(result)
 
+    def _progress_with(self, begun: FrozenTrial) -> Progress:
+        """How far the study is, with this trial begun. That others began or ended one since the
+        last one ended here, a moment ago, is shown when this one ends."""
+        latest, self.worker.latest = self.worker.latest, ()
+        shown = [begun if t.number == begun.number else t for t in latest]
+        return self.opened.progress(shown if any(t is begun for t in shown) else None)
+
     def conclude(self) -> None:
         """What follows from the trial's end; the lease has been given back.
 
@@ -281,7 +291,7 @@ class _TrialRun:
         """
         if self.state == TrialState.RUNNING:
             return
-        trials = self.opened.trials()
+        trials = self.worker.latest = self.opened.trials()
         self._thin_checkpoints(trials)
         failed = self.state == TrialState.FAIL
         shown = self.view(state="failed" if failed else self.state.name.lower(), ended=self.ended)

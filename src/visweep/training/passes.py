@@ -326,7 +326,7 @@ class Pass:
         return torch.cat([self._gradient_of(share, draws, indices) for share in self._shares])
 
     def _gradient_of(self, share: Share, draws: Draws, indices: Tensor) -> Tensor:
-        mine = draws.rows(share.rows.start, share.rows.stop)
+        mine = draws.rows(share.rows)
         losses: list[Tensor] = []
         for part in self.micro.parts:
             if part is None:
@@ -399,8 +399,7 @@ class Pass:
         )
 
     def _tally_of(self, share: Share, split: ResidentSplit, draws: Draws | None) -> Tally:
-        rows = share.rows.start, share.rows.stop
-        seen = None if draws is None else self._as_trained(draws.rows(*rows))
+        seen = None if draws is None else self._as_trained(draws.rows(share.rows))
         arguments = share.model, self.data, split, len(share.rows), self.dtype
         # Images of each replica's own have another shape than those that all of them see.
         key = share.rows.start, seen is None
