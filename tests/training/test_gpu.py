@@ -484,6 +484,21 @@ def test_a_divided_batch_trains_what_the_whole_one_does(
     torch.testing.assert_close(divided.flat.values, whole.flat.values, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_few_replicas_at_a_time_are_captured_and_train_as_all_do(
+    model: ModelConfig, train: TrainConfig, many_quadrants: Dataset, at_once: int
+) -> None:
+    train = train.replace(precision="float64", seeds=(3, 5, 8))
+    data = to_device(many_quadrants, torch.device("cuda"))
+    whole, some = Pass.of(model, train, data), Pass.of(model, train, data)
+    some._take_at_once(at_once)
+    for epoch in range(1, train.epochs + 1):
+        for run in (whole, some):
+            run.epoch([epoch])
+    assert some._graph
+    torch.testing.assert_close(some.flat.values, whole.flat.values, rtol=0, atol=1e-8)
+
+
 def test_data_stay_where_they_are(vit: ViTConfig, train: TrainConfig, quadrants: Dataset) -> None:
     resident = to_device(quadrants, resolve_device("auto"))
     assert resident.device.type == "cuda"

@@ -234,6 +234,19 @@ def test_a_divided_batch_is_not_captured(
     torch.testing.assert_close(divided.flat.values, whole.flat.values, rtol=0, atol=1e-6)
 
 
+def test_a_few_replicas_at_a_time_are_captured_in_one_step(
+    vit: ViTConfig, exact: TrainConfig, data: ResidentData, events: Events
+) -> None:
+    exact = exact.replace(seeds=(3, 5, 8))
+    whole, some = Pass.of(vit, exact, data), Pass.of(vit, exact, data)
+    some._take_at_once(2)
+    for run in (some, whole):
+        for epoch in (1, 2):
+            run.epoch([epoch])
+    assert steps(events) == 2 * [*["step"] * 2, "capture", *["replay"] * 8]
+    torch.testing.assert_close(some.flat.values, whole.flat.values, rtol=0, atol=1e-6)
+
+
 def test_what_is_timed_is_what_an_epoch_repeats(
     vit: ViTConfig, exact: TrainConfig, data: ResidentData, events: Events
 ) -> None:
