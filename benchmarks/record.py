@@ -25,17 +25,20 @@ class Record:
         self._file = file
         self._opening = environment() + where
         self._begun = False
+        self._heading: list[str] = []
         print(self._opening, flush=True)
 
     def table(self, *headings: str) -> None:
-        """Begin a table. The first one begins the entry: what fails before leaves nothing."""
+        """Begin a table with the row that comes next: what fails before leaves nothing."""
+        self._heading = ["", _line(headings), f"|---|{'---:|' * (len(headings) - 1)}"]
+
+    def row(self, *cells: object) -> None:
+        """Add a row to the table."""
         if not self._begun:
             self._begun = True
             self._append("", f"### {_command()}", "", self._opening)
-        self._say("", _line(headings), f"|---|{'---:|' * (len(headings) - 1)}")
-
-    def row(self, *cells: object) -> None:
-        self._say(_line(cells))
+        self._say(*self._heading, _line(cells))
+        self._heading = []
 
     def _say(self, *lines: str) -> None:
         print(*lines, sep="\n", flush=True)

@@ -66,10 +66,13 @@ def configs(bench: Bench, options: argparse.Namespace, record: Record) -> None:
             "peak": case.peak,
         }
         found = bench.in_turns(sides)
-        peak = median(found.pop("peak"))
+        peaks = found.pop("peak")
+        peak = median(peaks)
         for side, rates in found.items():
             share = f"{100 * median(rates) * case.operations / peak:.1f} %"
             record.row(name, side, _spread(rates, ",.0f"), _ratios(rates, found), share)
+        gigaflops = _spread([each / 1e9 for each in peaks], ",.0f")
+        record.row(name, "the peak itself", f"{gigaflops} GFLOP/s", "", "100 %")
 
 
 def seeds(bench: Bench, options: argparse.Namespace, record: Record) -> None:
@@ -212,7 +215,7 @@ _MODES: dict[str, Callable[[Bench, argparse.Namespace, Record], None]] = {
 def main() -> None:
     options = _parser().parse_args()
     where = "" if options.device == "cpu" else f"; {torch.cuda.get_device_name(options.device)}"
-    record = Record(options.append and Path(options.append), where)
+    record = Record(Path(options.append) if options.append else None, where)
     with opened(options.dataset, options.data_dir, options.images) as root:
         bench = Bench(
             dataset=options.dataset,

@@ -355,9 +355,21 @@ class TestThroughput:
             "conventional",
             "conventional",
             "visweep",
+            "the peak itself",
         ]
         assert rows[0][3] == "1.00 (1.00–1.00)"
         assert all(float(row[4].removesuffix(" %")) > 0 for row in rows)
+
+    def test_nothing_is_added_where_it_is_not_to_be(self, launcher: Any, tmp_path: Path) -> None:
+        write_idx(tmp_path, train=400)
+        before = (BENCHMARKS / "RESULTS.md").read_bytes()
+        process = launcher.start(
+            BENCHMARKS / "throughput.py", "seeds", *self.FAST, "--replicas", 2,
+            "--data-dir", tmp_path, "--repetitions", 1, "--append=",
+        ).wait(PATIENCE)  # fmt: skip
+        assert (process.status, process.stderr) == (0, "")
+        assert "| ViT(64, 6, patch 16) |" in process.stdout
+        assert (BENCHMARKS / "RESULTS.md").read_bytes() == before
 
     def test_seeds(self, launcher: Any, tmp_path: Path) -> None:
         (row,) = self.rows(launcher, tmp_path, "seeds", *self.FAST, "--replicas", 2)

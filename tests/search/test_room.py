@@ -103,7 +103,9 @@ def test_each_has_its_share_beside_what_its_process_takes() -> None:
         "models that are estimated to take more than 683 MiB train in parts, fewer seeds or "
         "images at a time: each worker has no more memory"
     ]
-    assert room_of_each(4, expected(), GIB // 2, told) is None
+    least = room_of_each(4, expected(), GIB // 2, told)
+    assert least is not None
+    assert least.bytes == 2**26, "however little is left"
 
 
 def test_where_nothing_is_known_of_the_machine_all_begin() -> None:

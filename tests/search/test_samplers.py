@@ -99,8 +99,9 @@ def test_a_history_that_grows_is_seen(storage: Any, sampler: str) -> None:
     assert after != before
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "qmc", pytest.param("gp", marks=pytest.mark.slow)])
 def test_a_proposal_reads_the_history_once_and_writes_nothing(
-    storage: Any, monkeypatch: pytest.MonkeyPatch
+    storage: Any, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
     """However long it is; a trial that has yet to begin tells nobody of its proposal."""
     study = study_of(storage, "study", history(1, 14))
@@ -113,7 +114,7 @@ def test_a_proposal_reads_the_history_once_and_writes_nothing(
         return read(*arguments, **named)
 
     monkeypatch.setattr(study._storage, "get_all_trials", counted)
-    propose(study, make_sampler("tpe", 7, waiting.number), waiting, SPACE)
+    propose(study, make_sampler(sampler, 7, waiting.number), waiting, SPACE)
     assert len(seen) == 1
     assert study._storage.get_trial(waiting._trial_id).system_attrs == {}
 

@@ -76,6 +76,7 @@ def test_it_is_what_optuna_shows(storage: Storage, study_id: int) -> None:
     assert_same(storage, study_id, None, set(), ids[-1])
 
 
+@everywhere
 def test_there_may_be_more_trials_than_a_query_can_list(
     storage: Storage, study_id: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

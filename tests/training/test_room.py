@@ -15,11 +15,11 @@ from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
 from visweep.search.making import TrainerMaker
 from visweep.training import rounds as rounds_module
-from visweep.training.estimate import Calibration, peak_memory, step_memory
+from visweep.training.estimate import Calibration, pass_memory, peak_memory, step_memory
 from visweep.training.fit import fit
 from visweep.training.passes import Member, Pass
 from visweep.training.results import FitResult
-from visweep.training.room import Room
+from visweep.training.room import Division, Room
 from visweep.training.rounds import Rounds
 from visweep.training.run import Run
 
@@ -64,14 +64,20 @@ def test_fewer_replicas_then_the_largest_part_of_a_batch_that_fits(
     train = TrainConfig(batch_size=batch, seeds=tuple(range(replicas)))
 
     def taken_by(at_once: int) -> float:
-        return peak_memory(model, train, CALIBRATION, at_once=at_once)
+        return pass_memory(model, train, CALIBRATION, at_once)
 
-    def taken(size: int) -> float:
+    def taken(size: int, at_once: int = 1) -> float:
         part = train.replace(batch_size=size)
-        return step_memory(model, part, CALIBRATION, divided=size < batch, at_once=1)
+        return step_memory(model, part, CALIBRATION, divided=size < batch, at_once=at_once)
 
-    room = Room(share * peak_memory(model, train, CALIBRATION), CALIBRATION)
+    room = Room(share * taken_by(replicas), CALIBRATION)
     division = room.division(model, train)
+    if division == Division(replicas, batch):
+        if taken_by(replicas) > room.bytes:
+            # Only an evaluation of one replica is too large, or everything is.
+            assert taken(1) > room.bytes or (replicas == 1 and taken(batch) <= room.bytes)
+        return
+    assert taken(division.images, division.replicas) <= room.bytes
     if division.replicas > 1:
         assert division.images == batch
         assert taken_by(division.replicas) <= room.bytes
@@ -80,7 +86,12 @@ def test_fewer_replicas_then_the_largest_part_of_a_batch_that_fits(
     if division.images < batch:
         assert division.replicas == 1
         assert taken(min(batch, 2 * division.images)) > room.bytes
-        assert division.images == 1 or taken(division.images) <= room.bytes
+
+
+def test_what_fits_in_no_part_is_not_divided() -> None:
+    """It would only be slower."""
+    train = TrainConfig(batch_size=64, seeds=(0, 1, 2))
+    assert Room(1e4, CALIBRATION).division(ViTConfig(), train) == Division(3, 64)
 
 
 def test_a_part_of_a_batch_has_masks() -> None:
@@ -127,7 +138,7 @@ def test_replicas_that_do_not_fit_together_train_a_few_at_a_time(
     model: ModelConfig, train: TrainConfig, data: ResidentData
 ) -> None:
     exact = train.replace(precision="float64", seeds=(3, 5, 8, 13, 21))
-    two = peak_memory(model, exact, CALIBRATION, at_once=2)
+    two = pass_memory(model, exact, CALIBRATION, 2)
     divided = fit(model, exact, data, room=Room(two, CALIBRATION))
     whole = fit(model, exact, data, room=Room(1e12, CALIBRATION))
     assert (divided.replicas_at_once, divided.micro_batch) == (2, None)

@@ -1,5 +1,6 @@
 """Replicas that are trained a few at a time, and replicas that stop alone."""
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from visweep import models
+from visweep import draws, models
 from visweep.config import ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
@@ -110,6 +111,19 @@ def test_what_does_not_fit_is_divided_once_and_nothing_changes(
     assert [count for count, _ in tried] == [5, 3, *[2, 2, 1] * steps]
     assert {images for _, images in tried} == {exact.batch_size}
     assert (divided.replicas_at_once, divided.micro_batch) == (2, None)
+    for name, value in whole.model.state_dict().items():
+        assert_equal(divided.model.state_dict()[name], value)
+
+
+def test_on_a_gpu_what_is_tried_again_draws_the_same(
+    vit: ViTConfig, exact: TrainConfig, data: ResidentData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its generators have been drawn from by what failed."""
+    monkeypatch.setattr(draws, "_seeds_for_every_place", lambda device: False)
+    whole = fit(vit, exact, data)
+    hungry(monkeypatch, 2)
+    divided = fit(vit, exact, data)
+    assert divided.replicas_at_once == 2
     for name, value in whole.model.state_dict().items():
         assert_equal(divided.model.state_dict()[name], value)
 
@@ -240,6 +254,51 @@ class TestStoppedAlone:
         result = fit(vit, exact, data, on_epoch=stopping({2: all_}))
         assert (result.ended, len(result.history)) == ("stopped", 2)
         assert len(result.train_accuracy) == len(SEEDS)
+
+    def test_one_that_diverges_may_leave_and_ends_the_run_if_it_does_not(
+        self,
+        vit: ViTConfig,
+        exact: TrainConfig,
+        data: ResidentData,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        losses = Pass._loss
+
+        def lost(self: Pass, share: Any, indices: Tensor, draws: Any) -> Tensor:
+            found = losses(self, share, indices, draws)
+            if 5 not in self._seeds:
+                return found
+            rows = torch.tensor([self._seeds[row] == 5 for row in share.rows])
+            return torch.where(rows, torch.nan, found)
+
+        monkeypatch.setattr(Pass, "_loss", lost)
+        result = fit(vit, exact, data)
+        assert (result.ended, len(result.history)) == ("diverged", 1)
+
+        def without(result: EpochResult) -> list[int]:
+            pairs = zip(result.seeds, result.train_loss, strict=True)
+            return [seed for seed, loss in pairs if not math.isfinite(loss)]
+
+        result = fit(vit, exact, data, on_epoch=without)
+        assert (result.ended, result.history[-1].seeds) == ("completed", (3, 8, 13, 21))
+        monkeypatch.undo()
+        alone = fit(vit, exact.replace(seeds=(8,)), data)
+        for name, value in alone.model.state_dict().items():
+            assert_equal(result.model.state_dict()[name][1:2], value)
+
+    def test_whoever_is_no_replica_cannot_be_stopped(
+        self, vit: ViTConfig, exact: TrainConfig, data: ResidentData
+    ) -> None:
+        with pytest.raises(
+            ValueError, match=r"on_epoch returned \{4\}, which are no seeds of this"
+        ):
+            fit(vit, exact, data, on_epoch=stopping({2: [3, 4]}))
+
+    @pytest.mark.parametrize("answer", [torch.tensor(True), 1, "yes"])
+    def test_what_is_true_stops_all(
+        self, vit: ViTConfig, exact: TrainConfig, data: ResidentData, answer: Any
+    ) -> None:
+        assert fit(vit, exact, data, on_epoch=lambda _: answer).ended == "stopped"
 
     def test_at_the_end_there_is_nothing_to_stop(
         self, vit: ViTConfig, exact: TrainConfig, data: ResidentData

@@ -17,7 +17,8 @@ VAL_ACCURACY, _VALUE = "val_accuracy", "value"
 
 _ATTRIBUTES = (
     "val_accuracy_per_seed", "val_error_points", "val_loss", "train_accuracy", "epochs", "seconds",
-    "images_per_second", "peak_memory_bytes", "num_params", "micro_batch", "ended", "device",
+    "images_per_second", "peak_memory_bytes", "num_params", "replicas_at_once", "micro_batch",
+    "ended", "device",
 )  # fmt: skip
 _PROVENANCE = ("host", "commit")
 _OURS = frozenset(

@@ -202,6 +202,7 @@ def _expected(opened: OpenStudy, means: Means) -> Expectation | None:
 
 
 def _memory_expected(opened: OpenStudy, means: Means) -> Expectation:
+    """The same where only memory matters: always known, more or less."""
     images = Images(len(means.dataset.train), len(means.dataset.val))
     return memory_expectation(opened.specification, images, means.device, _threads(opened, means))
 
@@ -271,7 +272,8 @@ def _workers(
     """One worker in this process, or a crew of processes that share the images."""
     # A race may have more for them to do at its next look.
     several = opened.slots.unfinished() > means.pack or RACE in opened.study.user_attrs
-    wanted = means.workers or _suitable(opened, means, view, mps, several)
+    expected = _memory_expected(opened, means)
+    wanted = means.workers or _suitable(opened, means, view, mps, several, expected)
     maker = TrainerMaker(
         images=means.dataset,
         margin=opened.specification.most_translation,
@@ -282,8 +284,7 @@ def _workers(
     if several and wanted > 1:
         images = _shared_images(stack, means, maker.margin, view)
     if means.device == "cpu":
-        expected, free = _memory_expected(opened, means), free_memory()
-        room = room_of_each(None if images is None else wanted, expected, free, view)
+        room = room_of_each(None if images is None else wanted, expected, free_memory(), view)
         maker = replace(maker, room=room)
     if images is None:
         trainer = maker()
@@ -301,12 +302,18 @@ def _workers(
     return stack.enter_context(Crew(opened, job, wanted, view, interrupt)).work
 
 
-def _suitable(opened: OpenStudy, means: Means, view: Watcher, mps: Mps, several: bool) -> int:
+def _suitable(
+    opened: OpenStudy,
+    means: Means,
+    view: Watcher,
+    mps: Mps,
+    several: bool,
+    expected: Expectation,
+) -> int:
     usual = default_workers(means.device)
     if not several:
         return usual
     if means.device == "cpu":
-        expected = _memory_expected(opened, means)
         return workers_with_room(usual, means.pack, expected, free_memory(), view)
     found = workers_on(opened.specification, means.device, view.note, mps.environment)
     return max(1, found // means.pack)

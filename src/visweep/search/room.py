@@ -17,6 +17,9 @@ _MEMINFO = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")
 _WORKER = 2**28
 """Bytes that a worker takes besides its trial: what it does not share with the others."""
+_LEAST = 2**26
+"""Bytes that a pass may take however little is free: single images for want of a few megabytes
+would help nobody."""
 _OWN_PROCESS = 1.5
 """Times as much as estimated is taken by a trial that is trained in the command's own process."""
 
@@ -52,7 +55,7 @@ def _of_the_group() -> int | None:
 def room_of_each(
     workers: int | None, expected: Expectation, free: int | None, view: Watcher
 ) -> Room | None:
-    """What each worker has for a pass; None where that is not known, or nothing.
+    """What each worker has for a pass; None where that is not known.
 
     Args:
         workers: processes of their own; None for a single one in the command's process.
@@ -63,9 +66,8 @@ def room_of_each(
     if free is None:
         return None
     # See `visweep.training.estimate` on what the command's own process takes more.
-    bytes_ = free / _OWN_PROCESS if workers is None else free / workers - _WORKER
-    if bytes_ <= 0:
-        return None
+    share = free / _OWN_PROCESS if workers is None else free / workers - _WORKER
+    bytes_ = max(share, _LEAST)
     if expected.most_memory > bytes_:
         view.note(
             f"models that are estimated to take more than {text.memory(bytes_)} train in parts, "

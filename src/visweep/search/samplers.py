@@ -25,8 +25,8 @@ from visweep.storage.specification import Space
 from visweep.storage.url import parse, sqlite_path
 from visweep.training.results import OUT_OF_MEMORY
 
-_RELATIVE_PARAMS = "tpe:relative_params"
-"""Begins the keys of those attributes."""
+_RELATIVE_PARAMS = ("tpe:relative_params", "gp:relative_params")
+"""Begin the keys of those attributes."""
 STARTUP_TRIALS = 10
 """Random trials before a model-based sampler proposes."""
 
@@ -211,8 +211,8 @@ class _Seen:
 
 
 class _Unshared:
-    """A storage that is not told what Optuna's TPE is about to propose. It would tell it to others
-    that propose meanwhile, which do not ask of a trial that has yet to begin."""
+    """A storage that is not told what Optuna's TPE and GP are about to propose. It would tell it
+    to others that propose meanwhile, which do not ask of a trial that has yet to begin."""
 
     def __init__(self, storage: BaseStorage) -> None:
         self._storage = storage

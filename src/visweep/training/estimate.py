@@ -157,21 +157,21 @@ def estimate(
     )
 
 
-def peak_memory(
-    model: ModelConfig,
-    train: TrainConfig,
-    calibration: Calibration,
-    *,
-    at_once: int | None = None,
-) -> float:
-    """Bytes at most, as `Estimate` has it.
-
-    Args:
-        at_once: so many of the replicas are under way at a time; None for all.
-    """
+def peak_memory(model: ModelConfig, train: TrainConfig, calibration: Calibration) -> float:
+    """Bytes at most, as `Estimate` has it."""
     of, threads = (calibration.precision, calibration.device), calibration.threads
-    moments = memory_amounts(model, train, *of, threads=threads, at_once=at_once)
+    moments = memory_amounts(model, train, *of, threads=threads)
     return max(priced(held, calibration.memory) for held in moments)
+
+
+def pass_memory(
+    model: ModelConfig, train: TrainConfig, calibration: Calibration, at_once: int
+) -> float:
+    """Bytes at most in a step or an evaluation of so many replicas at a time; a checkpoint, which
+    is of all of them, may take more."""
+    of, threads = (calibration.precision, calibration.device), calibration.threads
+    *passes, _ = memory_amounts(model, train, *of, threads=threads, at_once=at_once)
+    return max(priced(held, calibration.memory) for held in passes)
 
 
 def images_memory(model: ModelConfig, train: TrainConfig, images: Images) -> float:

@@ -40,19 +40,21 @@ def fit(
         data: the images; a `Dataset` is first copied to `device`.
         on_epoch: called after each epoch. Where it returns True, the run stops there; where it
             returns some of `EpochResult.seeds`, those replicas do, and the others go on in a
-            smaller pass. After a resume it first hears of the epochs in the checkpoint again.
+            smaller pass: also where the loss of one is no number any more, which else ends the
+            run. After a resume it first hears of the epochs in the checkpoint again.
         checkpoint: a file that is written after each epoch, before `on_epoch` is called. If it
             exists, the run goes on from it: on a CPU of the same type, with the same versions
             and number of threads, to the same bits as without the interruption.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; ignored where `data` already is on a device.
         others_beside: whether other processes train on the device, and could make room.
-        room: what the run may take; batches that are estimated to take more are divided.
+        room: what the run may take; replicas and batches that are estimated to take more are
+            divided.
 
     Raises:
         UsageError: the configurations do not fit the data or the machine.
         CheckpointError: the checkpoint is damaged or belongs to another run.
-        OutOfMemory: it does not fit in memory, however its batches are divided. Nothing of the
-            run is held then.
+        OutOfMemory: it does not fit in memory, however it is divided. Nothing of the run is held
+            then.
         Crowded: it does not fit beside the others.
     """
     if isinstance(data, Dataset):

@@ -280,9 +280,8 @@ class Pass:
         Raises:
             OutOfMemory: nothing smaller is left to be tried.
         """
-        draws = self.draws.at_each("step", self._by_row(steps))
         statistics = [buffer.clone() for buffer in self.model.buffers()]
-        while (losses := self._try(draws, indices)) is None:
+        while (losses := self._try(steps, indices)) is None:
             self._divide()
             reset_peak_memory(self.data.device)
             for buffer, before in zip(self.model.buffers(), statistics, strict=True):
@@ -291,8 +290,8 @@ class Pass:
         return losses
 
     def _divide(self) -> None:
-        """Have less under way at a time: fewer replicas, which are trained the same; then fewer
-        images, whose gradients are summed up in another order."""
+        """Have less under way at a time: fewer replicas, then fewer images, whose gradients are
+        summed up in another order."""
         if self.at_once > 1:
             self._take_at_once(-(-self.at_once // 2))
         else:
@@ -312,8 +311,10 @@ class Pass:
         """One value per member as one per replica."""
         return [values[member] for member in self._member_of]
 
-    def _try(self, draws: Draws, indices: Tensor) -> Tensor | None:
+    def _try(self, steps: Sequence[int], indices: Tensor) -> Tensor | None:
         """The losses of a step, its gradient in `flat`; None if smaller parts may fit."""
+        # An attempt that failed has drawn from what a GPU's draws come from.
+        draws = self.draws.at_each("step", self._by_row(steps))
         gradient = partial(self._gradient, draws, indices)
         if self.beside or len(self.members) > 1:
             return insist(gradient, f"a pass over {len(self.members)} run(s)")
@@ -404,8 +405,9 @@ class Pass:
         # Images of each replica's own have another shape than those that all of them see.
         key = share.rows.start, seen is None
         forward = self._forwards.get(key)
-        # What is evaluated once is not worth capturing.
-        if not replays(self.data.device) or forward is None:
+        # What is evaluated once is not worth capturing; and each graph would hold memory of its
+        # own where there is little.
+        if not replays(self.data.device) or forward is None or len(self._shares) > 1:
             self._forwards[key] = Forward()
             return tally(*arguments, seen=seen)
         return tally(*arguments, forward, seen)

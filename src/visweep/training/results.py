@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -65,7 +65,12 @@ class EpochResult:
     @property
     def diverged(self) -> bool:
         """Whether a loss is no longer a finite number."""
-        return not all(math.isfinite(loss) for loss in (*self.train_loss, *self.val_loss))
+        return self.diverged_for(range(len(self.train_loss)))
+
+    def diverged_for(self, replicas: Iterable[int]) -> bool:
+        """The same of some of the replicas, as they stand in the tuples."""
+        losses = [(self.train_loss[row], self.val_loss[row]) for row in replicas]
+        return not all(math.isfinite(loss) for pair in losses for loss in pair)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ class FitResult:
         model: with the weights after the last epoch, K replicas, in evaluation mode: those that
             trained until then.
         micro_batch: images of a pass, where a whole batch did not fit in memory.
-        replicas_at_once: so many of them, where all at once did not fit in memory.
+        replicas_at_once: so many of them, where all that trained at the end did not fit in memory
+            at once.
     """
 
     history: tuple[EpochResult, ...]
@@ -109,4 +115,5 @@ class FitResult:
 
 
 OnEpoch = Callable[[EpochResult], "bool | Collection[int] | None"]
-"""Returns True to stop the run, or the seeds of the replicas that are to stop alone."""
+"""Returns True to stop the run, or a list, tuple, set or range of the seeds of those replicas that
+are to stop alone."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from visweep.config import ModelConfig, TrainConfig
-from visweep.training.estimate import Calibration, peak_memory, step_memory
+from visweep.training.estimate import Calibration, pass_memory, peak_memory, step_memory
 
 Configuration = tuple[ModelConfig, TrainConfig]
 
@@ -47,23 +47,25 @@ class Room:
 
     def division(self, model: ModelConfig, train: TrainConfig) -> Division:
         """How a run is divided to fit: first into fewer replicas at a time, then into parts of
-        batches, each halved from the whole; at least one.
+        batches, each halved from the whole; not at all where even the smallest would not fit.
 
         What an evaluation of one replica takes, no division makes less.
         """
         replicas, size = len(train.seeds), train.batch_size
         while replicas > 1 and self._taken_by(model, train, replicas) > self.bytes:
             replicas = -(-replicas // 2)
-        while size > 1 and self._taken_by(model, train, replicas, size) > self.bytes:
+        while size > 1 and self._taken_by_part(model, train, replicas, size) > self.bytes:
             size = -(-size // 2)
+        if self._taken_by_part(model, train, replicas, size) > self.bytes:
+            return Division(len(train.seeds), train.batch_size)
         return Division(replicas, size)
 
-    def _taken_by(
-        self, model: ModelConfig, train: TrainConfig, replicas: int, images: int | None = None
+    def _taken_by(self, model: ModelConfig, train: TrainConfig, replicas: int) -> float:
+        return pass_memory(model, train, self.calibration, replicas)
+
+    def _taken_by_part(
+        self, model: ModelConfig, train: TrainConfig, replicas: int, images: int
     ) -> float:
-        """By so many replicas at a time, or so many images of each."""
-        if images is None:
-            return peak_memory(model, train, self.calibration, at_once=replicas)
         part, divided = train.replace(batch_size=images), images < train.batch_size
         return step_memory(model, part, self.calibration, divided=divided, at_once=replicas)
 

@@ -102,7 +102,7 @@ class Run:
         Args:
             trained: a pass of this run alone, after its last epoch.
         """
-        if self.history[-1].diverged:
+        if self._diverged:
             ended = "diverged"
         else:
             complete = len(self.history) == self.member.train.epochs
@@ -134,9 +134,20 @@ class Run:
 
     @property
     def _at_its_end(self) -> bool:
-        return len(self.history) == self.member.train.epochs or (
-            bool(self.history) and self.history[-1].diverged
-        )
+        return self._complete or self._diverged
+
+    @property
+    def _complete(self) -> bool:
+        return len(self.history) == self.member.train.epochs
+
+    @property
+    def _diverged(self) -> bool:
+        """Whether a replica that goes on has no finite loss any more."""
+        if not self.history:
+            return False
+        last = self.history[-1]
+        had = last.seeds or self.member.train.seeds
+        return last.diverged_for(had.index(seed) for seed in self.member.train.seeds)
 
     def _deliver(self) -> bool:
         stop = False
@@ -147,10 +158,12 @@ class Run:
 
     def _heed(self, answer: bool | Collection[int] | None) -> bool:
         """Stop what is to be stopped; returns whether that is all."""
-        if not isinstance(answer, Collection):
+        if not isinstance(answer, list | tuple | set | frozenset | range):
             return bool(answer)
+        if unknown := set(answer).difference(self._whole.train.seeds):
+            raise ValueError(f"on_epoch returned {unknown}, which are no seeds of this run")
         left = [seed for seed in self.member.train.seeds if seed not in answer]
-        if left and not self._at_its_end:
+        if left and not self._complete:
             self._keep(left)
         return not left
 
