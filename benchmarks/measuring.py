@@ -33,11 +33,19 @@ def environment() -> str:
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table in Markdown; what is not in the first column is set to the right."""
-    print(f"\n| {' | '.join(headings)} |")
-    print(f"|---|{'---:|' * (len(headings) - 1)}")
+    print(*table_heading(headings), sep="\n")
     for row in rows:
-        print(f"| {' | '.join(str(cell) for cell in row)} |")
+        print(table_row(row))
     print(flush=True)
+
+
+def table_heading(headings: Sequence[str]) -> list[str]:
+    """What a table begins with, an empty line before it."""
+    return ["", table_row(headings), f"|---|{'---:|' * (len(headings) - 1)}"]
+
+
+def table_row(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from measuring import environment
+from measuring import environment, table_heading, table_row
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -30,14 +29,14 @@ class Record:
 
     def table(self, *headings: str) -> None:
         """Begin a table with the row that comes next: what fails before leaves nothing."""
-        self._heading = ["", _line(headings), f"|---|{'---:|' * (len(headings) - 1)}"]
+        self._heading = table_heading(headings)
 
     def row(self, *cells: object) -> None:
         """Add a row to the table."""
         if not self._begun:
             self._begun = True
             self._append("", f"### {_command()}", "", self._opening)
-        self._say(*self._heading, _line(cells))
+        self._say(*self._heading, table_row(cells))
         self._heading = []
 
     def _say(self, *lines: str) -> None:
@@ -48,10 +47,6 @@ class Record:
         if self._file is not None:
             with self._file.open("a") as file:
                 file.writelines(f"{line}\n" for line in lines)
-
-
-def _line(cells: Sequence[object]) -> str:
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
 def _command() -> str:

@@ -145,7 +145,7 @@ def accuracy(bench: Bench, options: argparse.Namespace, record: Record) -> None:
         return processes.submit(our_accuracy, *own, bench, options.train_size)
 
     with pool(bench.workers) as processes:
-        _compare(bench, options, ("visweep", "conventional"), begin, record)
+        _over_seeds(bench, options, ("visweep", "conventional"), begin, record)
 
 
 def precision(bench: Bench, options: argparse.Namespace, record: Record) -> None:
@@ -158,10 +158,10 @@ def precision(bench: Bench, options: argparse.Namespace, record: Record) -> None
         return processes.submit(our_accuracy, model, own, bench, options.train_size)
 
     with pool(bench.workers) as processes:
-        _compare(bench, options, ("bfloat16", "float32"), begin, record)
+        _over_seeds(bench, options, ("bfloat16", "float32"), begin, record)
 
 
-def _compare(
+def _over_seeds(
     bench: Bench,
     options: argparse.Namespace,
     sides: tuple[str, str],
