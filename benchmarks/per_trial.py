@@ -1,11 +1,14 @@
 """What a trial costs besides its training, and whether that grows with the number of trials.
 
     python benchmarks/per_trial.py --trials 250 500 1000
+    python benchmarks/per_trial.py --trials 1000 --beside
 
 One worker runs studies of so many trials with a trainer that does nothing (see pausing_worker.py),
 on an SQLite file. What the trainer itself takes, its checkpoints included, is not counted; what a
 worker does at the end of an epoch is. Prints milliseconds per trial, over all trials and over the
-last tenth, and how much of the former the processor was busy for.
+last tenth, and how much of the former the processor was busy for. With `--beside`, each row is
+followed by what Optuna takes by itself: `study.optimize` on an SQLite file, with an objective that
+asks for the same parameters and reports as many values.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import optuna
 from measuring import environment, print_table
-from pausing_worker import PausingTrainer, Plan, make_study, work
+from pausing_worker import SPACE, PausingTrainer, Plan, make_study, value, work
 
 from visweep.config import TrainConfig
+from visweep.search.samplers import make_sampler
 
 
 @dataclass
@@ -61,7 +66,33 @@ class TimedTrainer(PausingTrainer):
         return result
 
 
+def of_optuna(trials: int, epochs: int, sampler: str) -> list[object]:
+    """A row of what Optuna takes by itself, as its tutorials write it."""
+    clock = Clock()
+
+    def objective(trial: optuna.Trial) -> float:
+        for name, distribution in SPACE.items():
+            trial._suggest(name, distribution)
+        for epoch in range(1, epochs + 1):
+            trial.report(value(trial.number, epoch), epoch)
+        clock.ends.append((time.perf_counter(), 0.0))
+        return value(trial.number, epochs)
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        study = optuna.create_study(
+            storage=f"sqlite:///{folder}/optuna.db",
+            sampler=make_sampler(sampler, 0, 0),
+            direction="maximize",
+        )
+        busy = time.process_time()
+        study.optimize(objective, n_trials=trials)
+        busy = time.process_time() - busy
+    return cells(f"{sampler}, Optuna alone", trials, clock, busy)
+
+
 def row(trials: int, epochs: int, sampler: str) -> list[object]:
+    """A row of what a worker takes."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/studies.db"
@@ -70,9 +101,13 @@ def row(trials: int, epochs: int, sampler: str) -> list[object]:
         busy = time.process_time()
         work(plan, lambda plan: TimedTrainer(plan, clock))
         busy = time.process_time() - busy
+    return cells(sampler, trials, clock, busy)
+
+
+def cells(name: str, trials: int, clock: Clock, busy: float) -> list[object]:
     last = clock.per_trial(trials - max(2, trials // 10))
-    cells = (clock.per_trial(0), last, 1000 * busy / trials)
-    return [sampler, trials, *(f"{ms:.1f}" for ms in cells)]
+    measured = (clock.per_trial(0), last, 1000 * busy / trials)
+    return [name, trials, *(f"{ms:.1f}" for ms in measured)]
 
 
 def main() -> None:
@@ -82,14 +117,17 @@ def main() -> None:
     parser.add_argument("--trials", type=int, nargs="+", default=[250, 500, 1000])
     parser.add_argument("--epochs", type=int, default=1, help="of a trial")
     parser.add_argument("--samplers", nargs="+", default=["random", "tpe"])
+    parser.add_argument("--beside", action="store_true", help="what Optuna takes by itself")
     options = parser.parse_args()
+    ways = (row, of_optuna) if options.beside else (row,)
     print(environment(), flush=True)
     print_table(
         ("sampler", "trials", "ms a trial", "of the last tenth", "processor busy"),
         [
-            row(trials, options.epochs, sampler)
+            way(trials, options.epochs, sampler)
             for sampler in options.samplers
             for trials in options.trials
+            for way in ways
         ],
     )
 

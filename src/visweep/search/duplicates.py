@@ -50,7 +50,7 @@ from visweep.storage.replicates import (
     replicate_number,
     seeds_of,
 )
-from visweep.storage.specification import ARM, BRANCH, Space, Specification
+from visweep.storage.specification import ARM, Space, Specification
 
 DUPLICATES = ("replicate", "run", "skip")
 ATTEMPTS = 5
@@ -78,7 +78,10 @@ class Proposal:
 
 
 def propose_next(
-    opened: OpenStudy, lease: Lease, keep_to: Mapping[str, Any] = MappingProxyType({})
+    opened: OpenStudy,
+    lease: Lease,
+    keep_to: Mapping[str, Any] = MappingProxyType({}),
+    trial: FrozenTrial | None = None,
 ) -> Proposal:
     """What to train a leased trial with, given all that has begun so far.
 
@@ -90,14 +93,16 @@ def propose_next(
         lease: of the trial.
         keep_to: parameters that it is to have, unless it was enqueued with others or all such
             points have been tried.
+        trial: the leased one, where it was read since; it has not begun.
 
     Raises:
         UsageError: the trial was enqueued with parameters that break the limits.
     """
+    trial = trial or opened.storage.get_trial(lease.trial_id)
     if keep_to:
         with suppress(_NothingLeft):
-            return _Proposer(opened, lease, keep_to).proposal()
-    return _Proposer(opened, lease, {}).proposal()
+            return _Proposer(opened, lease, keep_to, trial).proposal()
+    return _Proposer(opened, lease, {}, trial).proposal()
 
 
 def trained_as(
@@ -114,12 +119,14 @@ class _NothingLeft(Exception):
 
 
 class _Proposer:
-    def __init__(self, opened: OpenStudy, lease: Lease, keep_to: Mapping[str, Any]) -> None:
+    def __init__(
+        self, opened: OpenStudy, lease: Lease, keep_to: Mapping[str, Any], trial: FrozenTrial
+    ) -> None:
         self.opened = opened
         self.lease = lease
         self.spec = opened.specification
-        self.branch: str = opened.study.user_attrs.get(BRANCH, "")
-        self.trial = opened.storage.get_trial(lease.trial_id)
+        self.branch = opened.branch()
+        self.trial = trial
         self.keep_to = keep_to
         self.fixed = {**keep_to, **fixed_parameters(self.trial)}
         self.bounds = Bounds(self.spec)

@@ -23,6 +23,7 @@ from visweep.storage.owner import Owner, this_process
 from visweep.storage.slots import Slots
 from visweep.storage.specification import (
     ARTIFACTS,
+    BRANCH,
     BUDGET,
     SPECIFICATION,
     STUDY_ID,
@@ -81,6 +82,10 @@ class OpenStudy:
             KeyError: the study was deleted.
         """
         return bool(self.storage.get_study_attributes(self.study_id, STOP).get(STOP))
+
+    def branch(self) -> str:
+        """Of a copy that went its own way, what it is called; empty for the study itself."""
+        return str(self.storage.get_study_attributes(self.study_id, BRANCH).get(BRANCH, ""))
 
     def _budget(self) -> int:
         return int(self.storage.get_study_attributes(self.study_id, BUDGET)[BUDGET])

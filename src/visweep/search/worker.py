@@ -312,11 +312,13 @@ class _TrialRun:
             )
 
     def _begin(self) -> None:
-        check_point(fixed_parameters(self.frozen()), self.spec.space)
+        waiting = self.frozen()
+        check_point(fixed_parameters(waiting), self.spec.space)
         begun = False
         while not begun:
             # It is asked again where another worker has begun this configuration meanwhile.
-            proposal = propose_next(self.opened, self.lease, self.worker.company.keep_to())
+            keep_to = self.worker.company.keep_to()
+            proposal = propose_next(self.opened, self.lease, keep_to, waiting)
             begun = self.opened.slots.begin(
                 self.lease,
                 proposal.parameters,
