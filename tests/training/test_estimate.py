@@ -17,24 +17,23 @@ from visweep.config import ConvNetConfig, ModelConfig, Precision, TrainConfig, V
 from visweep.draws import Draws
 from visweep.errors import OutOfMemory
 from visweep.training import calibrations
+from visweep.training.amounts import EVALUATED, amounts, priced
 from visweep.training.device import reset_peak_memory
 from visweep.training.estimate import (
-    EVALUATED,
     Calibration,
     Images,
-    amounts,
     estimate,
     images_memory,
-    memory_amounts,
     peak_memory,
-    priced,
     seconds_per_epoch,
     step_memory,
     usual_memory,
 )
 from visweep.training.fit import fit
+from visweep.training.memory_amounts import memory_amounts
 from visweep.training.probe import (
     Measured,
+    _Burst,
     calibrate,
     measure,
     prices,
@@ -333,13 +332,11 @@ def measured_alone(model: ModelConfig, train: TrainConfig) -> Measured:
 
 
 class TestMeasured:
-    def test_the_fastest_burst_and_the_median_of_all_runs_but_the_first(self) -> None:
-        memory = (99.0, 10.0, 20.0, 12.0)
-        steps = (3.0, 2.0, 4.0, 5.0)
-        bursts = [
-            Measured(s, 7.0 - s, m, 2.0 * m, 3.0 * m) for s, m in zip(steps, memory, strict=True)
-        ]
-        assert Measured.of(bursts) == Measured(2.0, 2.0, 12.0, 24.0, 3.0 * memory[0])
+    def test_the_median_of_all_bursts_and_of_all_runs_but_the_first(self) -> None:
+        memory = (99.0, 10.0, 20.0, 12.0, 11.0)
+        steps = (3.0, 2.0, 9.0, 4.0, 8.0)
+        bursts = [_Burst(s, 2.0 * s, m, 2.0 * m) for s, m in zip(steps, memory, strict=True)]
+        assert Measured.of(bursts, 0.5) == Measured(2.0, 4.0, 11.5, 23.0, 2.0 * memory[0], 0.5)
 
 
 class TestProbe:

@@ -12,7 +12,8 @@ from visweep.data.dataset import Dataset, Split
 from visweep.data.resident import to_device
 from visweep.draws import Draws
 from visweep.models.layers import initialise
-from visweep.training.estimate import EVALUATED, Calibration, Images, seconds_per_epoch
+from visweep.training.amounts import EVALUATED
+from visweep.training.estimate import Calibration, Images, seconds_per_epoch
 from visweep.training.evaluate import predict, tally
 
 CPU = torch.device("cpu")

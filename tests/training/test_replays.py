@@ -3,6 +3,7 @@ the work again, which reads its input from the same tensors."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
 from visweep.errors import Crowded
-from visweep.training import graphs, passes, probe
+from visweep.training import graphs, passes, probe, stopwatch
+from visweep.training.amounts import EVALUATED
 from visweep.training.cost import seconds_per_epoch
-from visweep.training.estimate import EVALUATED
 from visweep.training.fit import fit
 from visweep.training.passes import Member, Pass
 from visweep.training.results import FitResult
 from visweep.training.rounds import Rounds
 from visweep.training.run import Run
+from visweep.training.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 Events = list[tuple[str, int]]
@@ -261,19 +263,19 @@ def test_a_probe_times_replays_alone(
     events: Events,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(probe, "replays", lambda device: True)
+    for module in (probe, stopwatch):
+        monkeypatch.setattr(module, "replays", lambda device: True)
     timed: list[Events] = []
-    clock = probe.time.process_time
 
-    def noted() -> float:
+    def clock() -> float:
         timed.append(list(events))
-        return clock()
+        return time.process_time()
 
-    monkeypatch.setattr(probe.time, "process_time", noted)
     run = Pass.of(vit, exact, data)
+    watch = Stopwatch(CPU, clock)
     for compute in (
-        lambda: probe._seconds_of_a_step(run, exact),
-        lambda: probe._seconds(lambda: run.evaluate(data.val), CPU),
+        lambda: probe._time_of_a_step(run, exact, watch),
+        lambda: watch.time(lambda: run.evaluate(data.val)),
     ):
         events.clear()
         timed.clear()

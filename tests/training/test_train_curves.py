@@ -16,7 +16,8 @@ from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
 from visweep.draws import Draws
 from visweep.sealed import read_sealed, write_sealed
-from visweep.training.estimate import EVALUATED, Calibration, Images, seconds_per_epoch
+from visweep.training.amounts import EVALUATED
+from visweep.training.estimate import Calibration, Images, seconds_per_epoch
 from visweep.training.fit import fit
 from visweep.training.passes import Member, Pass
 from visweep.training.results import EpochResult, FitResult

@@ -54,22 +54,32 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
     if specification.arms:
         _print_arms(console, prepared, data, left)
         return
+    _print_sizes(console, prepared, data, left)
+    text.print_line(
+        console,
+        "Times were measured on a few steps of models that were thrown away. Memory is the most "
+        f"that a process holds{_INCLUDED[device.type]}; it is estimated from smaller models.",
+    )
+
+
+def _print_sizes(console: Console, prepared: Prepared, data: ResidentData, left: int) -> None:
+    """The cost of the smallest, middle and largest model, and of trials like the middle one."""
+    specification = prepared.specification
     points = sorted(
         corners(specification.space, middle=True),
         key=lambda p: flops(specification.configurations(p)[0]),
     )
-    configs = [specification.configurations(p) for p in points]
     # What is only slow the first time is no part of any trial's cost.
-    _seconds(*configs[0], data)
+    _seconds(*specification.configurations(points[0]), data)
     table = Table(title=f"cost of one trial on {prepared.device}", title_justify="left")
     memory = _memory(prepared)
     for heading in ("model", "params", "FLOPs", "memory", "per epoch", "unpruned trial"):
         table.add_column(heading, justify="right" if heading != "model" else "left")
-    middle, total = len(points) // 2, None
-    for size, index in (("smallest", 0), ("middle", middle), ("largest", -1)):
-        model, train = configs[index]
+    total = None
+    for size, index in (("smallest", 0), ("middle", len(points) // 2), ("largest", -1)):
+        model, train = specification.configurations(points[index])
         seconds = _seconds(model, train, data)
-        if index == middle and seconds is not None:
+        if size == "middle" and seconds is not None:
             total = left * seconds * train.epochs
         table.add_row(
             f"{size}: {text.parameters(points[index])}",
@@ -85,11 +95,6 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
             f"{text.plural(left, 'trial')} like the middle one, none of them pruned: "
             f"{text.duration(total)} of one process's time.",
         )
-    text.print_line(
-        console,
-        "Times were measured on a few steps of models that were thrown away. Memory is the most "
-        f"that a process holds{_INCLUDED[device.type]}; it is estimated from smaller models.",
-    )
 
 
 def _print_arms(console: Console, prepared: Prepared, data: ResidentData, left: int) -> None:

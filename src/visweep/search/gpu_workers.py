@@ -21,7 +21,7 @@ from visweep.search.processes import context_with_torch
 from visweep.search.spaces import centre, corners
 from visweep.storage.specification import Specification
 from visweep.training import calibrations
-from visweep.training.estimate import memory_amounts
+from visweep.training.memory_amounts import memory_amounts
 
 MOST = 8
 """More than so many proposals at once tell a sampler too little of each other."""

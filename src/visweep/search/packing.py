@@ -4,6 +4,9 @@ Each place is a worker like any other: a slot, lease, curve, checkpoint and prun
 own for every trial. They take turns: either one of them runs, or all wait while the process trains
 an epoch of all their trials. So nothing in a place knows of the others, and what they do in which
 order is as repeatable as with a single worker.
+
+A place changes its trial where that ends: at a rung of the pruner, or after the last epoch. In
+between a pass stays as it is, so that a GPU captures it no more often than trials begin or end.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ from visweep.search.processes import context_with_torch
 from visweep.search.spaces import corners
 from visweep.storage.specification import Specification
 from visweep.training import calibrations
+from visweep.training.amounts import amounts
 from visweep.training.counts import multiply_adds, num_params
-from visweep.training.estimate import Calibration, amounts
+from visweep.training.estimate import Calibration
 
 _PROBES = 20
 _CANDIDATES = 200

@@ -163,21 +163,11 @@ def open_study(
         study = optuna.create_study(
             study_name=name, storage=storage, direction="maximize", load_if_exists=True
         )
-        study_id = study._study_id
         if SPECIFICATION not in study.user_attrs:
             _require_new(study, option)
-            storage.set_study_attributes_once(
-                study_id,
-                {
-                    SPECIFICATION: specification.stored(),
-                    STUDY_ID: uuid.uuid4().hex,
-                    BUDGET: budget,
-                    TRAINER: TRAINER_VERSION,
-                    **({} if artifacts is None else {ARTIFACTS: artifacts}),
-                    **attributes,
-                    **renewed,
-                },
-            )
+            place = {} if artifacts is None else {ARTIFACTS: artifacts}
+            own = {**_of_a_new_study(specification, budget), **place, **attributes, **renewed}
+            storage.set_study_attributes_once(study._study_id, own)
         stored = study.user_attrs[SPECIFICATION]
         specification = _in_stored_precision(specification, stored["identity"])
         require_same(name, stored["identity"], specification, option)
@@ -190,16 +180,26 @@ def open_study(
         keep_artifacts_in(study, artifacts)
         keep_images_in(study, specification.data.data_dir)
         study.set_user_attr(STOP, False)
-        slots = Slots(storage, study_id, this_process())
+        slots = Slots(storage, study._study_id, this_process())
         slots.set_budget(budget, first=specification.baseline())
         return OpenStudy(
             study=study,
-            study_id=study_id,
+            study_id=study._study_id,
             storage=storage,
             specification=specification,
             slots=slots,
             checkpoints=checkpoints_of(study, storage),
         )
+
+
+def _of_a_new_study(specification: Specification, budget: int) -> dict[str, Any]:
+    """What it keeps of itself from the first; that it has the first one says that it has all."""
+    return {
+        SPECIFICATION: specification.stored(),
+        STUDY_ID: uuid.uuid4().hex,
+        BUDGET: budget,
+        TRAINER: TRAINER_VERSION,
+    }
 
 
 def keep_artifacts_in(study: optuna.Study, place: str | None) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from optuna.pruners import BasePruner
@@ -20,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from visweep.config import ModelConfig, TrainConfig
 from visweep.errors import CheckpointError, Crowded, OutOfMemory, StorageError, VisweepError
+from visweep.search.attributes import attributes_of
 from visweep.search.duplicates import propose_next, trained_as
 from visweep.search.heartbeat import Heartbeat
 from visweep.search.interrupt import Interrupt
@@ -50,10 +50,6 @@ SAME_FAILURES = 3
 """So many trials in a row that fail for the same cause stop the sweep."""
 MOST_LOST = 5
 """A trial that so many workers in a row were lost with, at the same epoch, is not tried again."""
-VAL_ERROR = "val_error_points"
-"""Trial attribute: see `FitResult.val_error`."""
-TRAIN_CURVES = "train_curves"
-"""Trial attribute: training accuracy by epoch, `plain` and `augmented`; see `EpochResult`."""
 _POLL_SECONDS = 1.0
 
 
@@ -390,7 +386,7 @@ class _TrialRun:
         completed = result.ended == "completed"
         state = TrialState.COMPLETE if completed else TrialState.PRUNED
         value = result.history[-1].mean_val_accuracy if completed else self._last_value()
-        self._tell(state, value, ended, _attributes(result))
+        self._tell(state, value, ended, attributes_of(result))
 
     def _tell(
         self, state: TrialState, value: float | None, ended: str, attributes: Mapping[str, Any]
@@ -477,37 +473,3 @@ def _failed_alike(trials: Sequence[FrozenTrial]) -> int:
             break
         count += 1
     return count
-
-
-def _train_curves(history: Sequence[EpochResult]) -> dict[str, Any]:
-    """Training accuracy by epoch, the mean over the replicas, where it was measured in each."""
-    if not all(epoch.plain_train_accuracy for epoch in history):
-        return {}
-    curves = {
-        "plain": [fmean(epoch.plain_train_accuracy) for epoch in history],
-        "augmented": [fmean(epoch.augmented_train_accuracy) for epoch in history],
-    }
-    return {TRAIN_CURVES: curves}
-
-
-def _attributes(result: FitResult) -> dict[str, Any]:
-    last = result.history[-1]
-    loss = fmean(last.val_loss)
-    divided = {
-        "micro_batch": result.micro_batch,
-        "replicas_at_once": result.replicas_at_once,
-    }
-    return {
-        # JSON has no NaN, and the dashboard's page does not take it.
-        **({"val_loss": loss} if isfinite(loss) else {}),
-        "train_accuracy": fmean(result.train_accuracy),
-        **({} if result.val_error is None else {VAL_ERROR: result.val_error}),
-        "val_accuracy_per_seed": list(last.val_accuracy),
-        "epochs": len(result.history),
-        "seconds": round(result.seconds, 3),
-        "images_per_second": round(result.images_per_second, 1),
-        "peak_memory_bytes": result.peak_memory,
-        "num_params": result.num_params,
-        **_train_curves(result.history),
-        **{name: value for name, value in divided.items() if value is not None},
-    }

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visweep.data.resident import ResidentData, ResidentSplit
-from visweep.training.estimate import EVALUATED
+from visweep.training.amounts import EVALUATED
 from visweep.training.memory import attempt, insist
 
 Predicted = Callable[[Tensor], Tensor]

@@ -36,7 +36,7 @@ from torch import Tensor
 from visweep.config import ModelConfig
 from visweep.data.resident import ResidentData, ResidentSplit
 from visweep.models import ConvNet, ViT
-from visweep.training.estimate import EVALUATED
+from visweep.training.amounts import EVALUATED
 from visweep.training.features import features, strides_of
 
 FARTHEST = 8
