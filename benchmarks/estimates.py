@@ -5,9 +5,8 @@
 Probes the device as `--dry-run` does, draws random configurations of the spaces that are shipped,
 estimates each, then measures it in some processes like those of workers, one after the other:
 
-- seconds of an epoch: so many times the median of a few steps and evaluations, each by what a
-  fixed piece of work took beside it; at the speed that the processor had when it was probed, since
-  that changes by the minute where others use the machine. What it was meanwhile is told;
+- seconds of an epoch: so many times a step and an evaluation, the median of three bursts of which
+  each gives its fastest, and of the processes the median;
 - memory: the most that the process held in a real run of a few steps, with its evaluation and
   checkpoint, as trials record it and `--dry-run` tells it; and what of it came on top of what the
   process held before. In each process the median of three runs, which take place after all others
@@ -127,7 +126,6 @@ def main() -> None:
             for seed in range(options.processes)
         ]
         rows += compared(kind, drawn, took, images, calibration)
-        print_speeds(kind, took, calibration)
     headings = ("configuration", "s per epoch, estimated", "measured", "error")
     of_process = ("memory, estimated", "measured", "error")
     of_trial = ("of it the trial's, estimated", "measured", "least and most", "error")
@@ -191,16 +189,16 @@ def _measure(
 def compared(
     kind: str,
     drawn: Sequence[Configuration],
-    took: Sequence[Sequence[Measured | None]],
+    measured: Sequence[Sequence[Measured | None]],
     images: Images,
     calibration: Calibration,
 ) -> Iterator[Row]:
     """One row a configuration that fits in memory.
 
     Args:
-        took: by process, then by configuration.
+        measured: by process, then by configuration.
     """
-    for (model, train), found in zip(drawn, zip(*took, strict=True), strict=True):
+    for (model, train), found in zip(drawn, zip(*measured, strict=True), strict=True):
         fitted = [one for one in found if one is not None]
         if len(fitted) < len(found):
             print(f"{described(model)}: does not fit in memory", file=sys.stderr)
@@ -208,26 +206,14 @@ def compared(
         estimated = estimate(model, train, images, calibration)
         memory = [one.memory for one in fitted]
         whole = [one.held + one.memory for one in fitted]
-        took_so_long = median(
-            calibration.unit / one.unit * seconds(one, train, images, calibration.device)
-            for one in fitted
-        )
+        took = median(seconds(one, train, images, calibration.device) for one in fitted)
         yield Row(
             f"{kind} {described(model)}",
-            (estimated.seconds_per_epoch, took_so_long),
+            (estimated.seconds_per_epoch, took),
             (_without_images(estimated, model, train, images), median(whole)),
             (estimated.peak_memory, median(memory)),
             (min(memory), max(memory)),
         )
-
-
-def print_speeds(
-    kind: str, took: Sequence[Sequence[Measured | None]], calibration: Calibration
-) -> None:
-    """How fast the processor was when each process measured, by its speed when it was probed."""
-    units = [next((one.unit for one in found if one is not None), 0.0) for found in took]
-    speeds = ", ".join(f"{calibration.unit / unit:.2f}" for unit in units if unit)
-    print(f"speed beside the probe's, {kind}: {speeds}", flush=True)
 
 
 def _without_images(

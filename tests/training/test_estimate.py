@@ -33,7 +33,6 @@ from visweep.training.fit import fit
 from visweep.training.memory_amounts import memory_amounts
 from visweep.training.probe import (
     Measured,
-    _Burst,
     calibrate,
     measure,
     prices,
@@ -335,8 +334,10 @@ class TestMeasured:
     def test_the_median_of_all_bursts_and_of_all_runs_but_the_first(self) -> None:
         memory = (99.0, 10.0, 20.0, 12.0, 11.0)
         steps = (3.0, 2.0, 9.0, 4.0, 8.0)
-        bursts = [_Burst(s, 2.0 * s, m, 2.0 * m) for s, m in zip(steps, memory, strict=True)]
-        assert Measured.of(bursts, 0.5) == Measured(2.0, 4.0, 11.5, 23.0, 2.0 * memory[0], 0.5)
+        bursts = [
+            Measured(s, 2.0 * s, m, 2.0 * m, 3.0 * m) for s, m in zip(steps, memory, strict=True)
+        ]
+        assert Measured.of(bursts) == Measured(4.0, 8.0, 11.5, 23.0, 3.0 * memory[0])
 
 
 class TestProbe:

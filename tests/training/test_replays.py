@@ -3,7 +3,6 @@ the work again, which reads its input from the same tensors."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
 from visweep.errors import Crowded
-from visweep.training import graphs, passes, probe, stopwatch
+from visweep.training import graphs, passes, probe
 from visweep.training.amounts import EVALUATED
 from visweep.training.cost import seconds_per_epoch
 from visweep.training.fit import fit
@@ -25,7 +24,6 @@ from visweep.training.passes import Member, Pass
 from visweep.training.results import FitResult
 from visweep.training.rounds import Rounds
 from visweep.training.run import Run
-from visweep.training.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 Events = list[tuple[str, int]]
@@ -263,19 +261,19 @@ def test_a_probe_times_replays_alone(
     events: Events,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (probe, stopwatch):
-        monkeypatch.setattr(module, "replays", lambda device: True)
+    monkeypatch.setattr(probe, "replays", lambda device: True)
     timed: list[Events] = []
+    clock = probe.time.process_time
 
-    def clock() -> float:
+    def noted() -> float:
         timed.append(list(events))
-        return time.process_time()
+        return clock()
 
+    monkeypatch.setattr(probe.time, "process_time", noted)
     run = Pass.of(vit, exact, data)
-    watch = Stopwatch(CPU, clock)
     for compute in (
-        lambda: probe._time_of_a_step(run, exact, watch),
-        lambda: watch.time(lambda: run.evaluate(data.val)),
+        lambda: probe._seconds_of_a_step(run, exact),
+        lambda: probe._seconds(lambda: run.evaluate(data.val), CPU),
     ):
         events.clear()
         timed.clear()

@@ -48,8 +48,6 @@ class Calibration:
             trained some ten others: on the CPU what is compiled for each of their shapes stays, so
             that one that has trained none holds a quarter less, and one that has trained many a
             tenth more.
-        unit: seconds that a fixed piece of work took when the steps were timed (see
-            `visweep.training.stopwatch`): how fast the processor was. 1 for a GPU.
     """
 
     device: str
@@ -59,7 +57,6 @@ class Calibration:
     evaluation: Amounts
     memory: Amounts
     held: float
-    unit: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -27,37 +28,24 @@ from visweep.training.lanes import all_of
 from visweep.training.memory import give_back, insist, small_pages
 from visweep.training.memory_amounts import memory_amounts
 from visweep.training.passes import Pass
-from visweep.training.stopwatch import Stopwatch
 
 _Array = npt.NDArray[np.float64]
 
 _BURSTS = 3
 """Each configuration is tried so often, after all the others: what disturbs one burst is over by
-the next, and the allocator has seen the others in between, in another order each time."""
+the next, and the allocator has seen the others in between, in another order each time. Of the
+times the median counts: now and then a processor is much faster for the moment of one burst."""
+_LEAST_TIMES, _MOST_TIMES = 2, 10
+_SECONDS = 0.05
+"""For so long a pass is repeated in a burst, between these bounds."""
 _ROUNDS = 12
 _STEPS = {"cpu": 8, "cuda": 16}
 """Of an epoch, by type of device: on the CPU the later ones find the heap in pieces, and take more
 memory. After about as many it hardly grows. On a GPU all but the first ones are replayed."""
+_UNTIL_REPLAYED = 2
+"""Epochs, or evaluations: then all is captured that will be."""
 LITTLE = 2.0**20
 """Bytes: what is less depends on what the allocator has at hand."""
-
-
-@dataclass(frozen=True)
-class _Burst:
-    """What one burst of a configuration says of it.
-
-    Attributes:
-        step: a training step, in units of the stopwatch.
-        evaluation: a forward pass of `EVALUATED` images, in such units.
-        memory: bytes at most of a run of a few steps, its evaluation and its checkpoint, over what
-            was held before.
-        held: the bytes that were held before.
-    """
-
-    step: float
-    evaluation: float
-    memory: float
-    held: float
 
 
 @dataclass(frozen=True)
@@ -73,7 +61,6 @@ class Measured:
         held: the bytes that were held before.
         early: those that were held before the first run, which came, for the median of several
             configurations, when half of them had been trained.
-        unit: see `Calibration`.
     """
 
     step: float
@@ -81,18 +68,16 @@ class Measured:
     memory: float
     held: float
     early: float
-    unit: float
 
     @classmethod
-    def of(cls, bursts: Sequence[_Burst], unit: float) -> Measured:
+    def of(cls, bursts: Sequence[Measured]) -> Measured:
         """What several bursts say of one configuration."""
         return cls(
-            step=unit * median(burst.step for burst in bursts),
-            evaluation=unit * median(burst.evaluation for burst in bursts),
+            step=median(burst.step for burst in bursts),
+            evaluation=median(burst.evaluation for burst in bursts),
             memory=median(burst.memory for burst in bursts[1:]),
             held=median(burst.held for burst in bursts[1:]),
-            early=bursts[0].held,
-            unit=unit,
+            early=bursts[0].early,
         )
 
 
@@ -138,7 +123,6 @@ def calibrate(
             least=LITTLE,
         ),
         held=median(measured.early for *_, measured in tried) - _size(images),
-        unit=min(measured.unit for *_, measured in tried),
     )
 
 
@@ -222,30 +206,29 @@ def measure(
     Returns:
         For each what it took, or None where it does not fit in memory.
     """
-    watch = Stopwatch(data.device)
     # A collection goes through all objects there are; those of the libraries stay anyway.
     gc.collect()
     gc.freeze()
     try:
-        found = _bursts(configurations, data, watch, Random(seed))
+        return [_all(bursts) for bursts in _bursts(configurations, data, Random(seed))]
     finally:
         gc.unfreeze()
-    fitted = [[burst for burst in bursts if burst is not None] for bursts in found]
-    return [Measured.of(b, watch.unit) if len(b) == _BURSTS else None for b in fitted]
 
 
 def _bursts(
-    configurations: Sequence[tuple[ModelConfig, TrainConfig]],
-    data: ResidentData,
-    watch: Stopwatch,
-    rng: Random,
-) -> list[list[_Burst | None]]:
+    configurations: Sequence[tuple[ModelConfig, TrainConfig]], data: ResidentData, rng: Random
+) -> list[list[Measured | None]]:
     """Those of each configuration."""
-    found: list[list[_Burst | None]] = [[] for _ in configurations]
+    found: list[list[Measured | None]] = [[] for _ in configurations]
     for _ in range(_BURSTS):
         for index in rng.sample(range(len(configurations)), len(configurations)):
-            found[index].append(_attempted(*configurations[index], data, watch))
+            found[index].append(_attempted(*configurations[index], data))
     return found
+
+
+def _all(bursts: Sequence[Measured | None]) -> Measured | None:
+    fitted = [burst for burst in bursts if burst is not None]
+    return Measured.of(fitted) if len(fitted) == len(bursts) else None
 
 
 def _widest(trains: Sequence[TrainConfig]) -> TrainConfig:
@@ -257,35 +240,31 @@ def _widest(trains: Sequence[TrainConfig]) -> TrainConfig:
     )
 
 
-def _attempted(
-    model: ModelConfig, train: TrainConfig, data: ResidentData, watch: Stopwatch
-) -> _Burst | None:
+def _attempted(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Measured | None:
     try:
         with used(data.device):
-            return insist(lambda: _measured(model, train, data, watch), "the model")
+            return insist(lambda: _measured(model, train, data), "the model")
     except OutOfMemory:
         return None
 
 
-def _measured(
-    model: ModelConfig, train: TrainConfig, data: ResidentData, watch: Stopwatch
-) -> _Burst:
+def _measured(model: ModelConfig, train: TrainConfig, data: ResidentData) -> Measured:
     """In one burst, which begins with the run so that nothing is compiled in what is timed."""
+    device = data.device
     held, peak = _held_by_a_run(model, train, data)
     run = Pass.of(model, train, data)
-    step = _time_of_a_step(run, train, watch)
-    evaluation = watch.time(lambda: run.evaluate(data.val))
-    return _Burst(step, evaluation, max(0.0, peak - held), held)
+    step = _seconds_of_a_step(run, train)
+    evaluation = _seconds(lambda: run.evaluate(data.val), device)
+    return Measured(step, evaluation, max(0.0, peak - held), held, early=held)
 
 
-def _time_of_a_step(run: Pass, train: TrainConfig, watch: Stopwatch) -> float:
-    """In units of the stopwatch."""
+def _seconds_of_a_step(run: Pass, train: TrainConfig) -> float:
     device = run.data.device
     if replays(device):
-        return watch.time(lambda: all_of(run.training([1]))) / run.steps_per_epoch
+        return _seconds(lambda: all_of(run.training([1])), device) / run.steps_per_epoch
     order = torch.arange(train.batch_size, device=device).expand(len(train.seeds), -1)
     run.model.train()
-    return watch.time(lambda: run.step([0], order))
+    return _seconds(lambda: run.step([0], order), device)
 
 
 def _held_by_a_run(
@@ -298,6 +277,28 @@ def _held_by_a_run(
     with small_pages(), tempfile.TemporaryDirectory() as folder:
         result = fit(model, train.replace(epochs=1), data, checkpoint=Path(folder) / "run")
     return before, result.peak_memory
+
+
+def _seconds(compute: Callable[[], object], device: torch.device) -> float:
+    """Of one call, the fastest of several: others use this machine, too."""
+    # On one thread, what others take is told from what this takes.
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    taken: list[float] = []
+    for _ in range(_UNTIL_REPLAYED if replays(device) else 0):
+        compute()
+    _wait(device)
+    while len(taken) < _LEAST_TIMES or (sum(taken) < _SECONDS and len(taken) < _MOST_TIMES):
+        started = clock()
+        compute()
+        _wait(device)
+        taken.append(clock() - started)
+    return min(taken)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def synthetic(
