@@ -37,11 +37,11 @@ def images_of(count: int, data_dir: str) -> tuple[ResidentData, dict[str, dict[s
 
 
 def seconds(recipe: Recipe, data: ResidentData, fields: dict[str, dict[str, object]]) -> float:
-    """Of an epoch's training."""
+    """An image's, in an epoch of training."""
     model = recipe.baseline.replace(**fields["model"])
     train = recipe.train.replace(epochs=1, **fields["train"])
     (epoch,) = fit(model, train, data).history
-    return epoch.train_seconds
+    return epoch.train_seconds / epoch.images
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
             for count, made in sets.items():
                 taken[count].append(seconds(recipe, *made))
         for count, found in taken.items():
-            each = [1e6 * training / count for training in found]
+            each = [1e6 * one for one in found]
             spread = f"{median(each):.0f} ({min(each):.0f}–{max(each):.0f})"
             rows.append((name, f"{count:,}", spread))
     print_table(("model", "images", "µs an image"), rows)

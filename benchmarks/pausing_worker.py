@@ -16,7 +16,7 @@ import random
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ from visweep.search.watch import Progress, TrialView, Watcher
 from visweep.search.worker import Trainer, Worker
 from visweep.storage.engine import Storage
 from visweep.storage.opening import open_storage
-from visweep.storage.specification import Specification
+from visweep.storage.specification import Space, Specification
 from visweep.training.results import EpochResult, FitResult
 
 STUDY = "benchmark"
 SPACE = {"drop": FloatDistribution(0.0, 0.3)}
+MODEL = ViTConfig(patch_size=16, embed_dim=8, depth=1, num_heads=2)
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Plan:
         pruner: name of the pruner.
         sampler: name of the sampler.
         timeout: seconds after which a worker stops; None for when all trials are finished.
+        model: the baseline.
+        space: that is searched.
     """
 
     url: str
@@ -61,6 +64,8 @@ class Plan:
     pruner: str = "none"
     timeout: float | None = None
     sampler: str = "random"
+    model: ViTConfig = MODEL
+    space: Space = field(default_factory=lambda: SPACE)
 
     @property
     def log(self) -> Path:
@@ -160,10 +165,10 @@ def _open(storage: Storage, plan: Plan) -> OpenStudy:
 def _specification(plan: Plan) -> Specification:
     """Random proposals, as a rule: what is measured is the storage, not a model of the history."""
     return Specification(
-        space=SPACE,
+        space=plan.space,
         data=DataConfig(),
         fingerprint="of nothing",
-        model=ViTConfig(patch_size=16, embed_dim=8, depth=1, num_heads=2),
+        model=plan.model,
         train=TrainConfig(epochs=plan.epochs, precision="float32"),
         sampler=plan.sampler,
         pruner=plan.pruner,

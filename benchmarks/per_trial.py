@@ -1,31 +1,48 @@
 """What a trial costs besides its training, and whether that grows with the number of trials.
 
     python benchmarks/per_trial.py --trials 250 500 1000
-    python benchmarks/per_trial.py --trials 1000 --beside
+    python benchmarks/per_trial.py --trials 1000 --turns 3 --beside
 
-One worker runs studies of so many trials with a trainer that does nothing (see pausing_worker.py),
-on an SQLite file. What the trainer itself takes, its checkpoints included, is not counted; what a
-worker does at the end of an epoch is. Prints milliseconds per trial, over all trials and over the
-last tenth, and how much of the former the processor was busy for. With `--beside`, each row is
-followed by what Optuna takes by itself: `study.optimize` on an SQLite file, with an objective that
-asks for the same parameters and reports as many values.
+One worker runs studies of so many trials over the default space of Transformers with a trainer
+that does nothing (see pausing_worker.py), on an SQLite file. What the trainer itself takes, its
+checkpoints included, is not counted; what a worker does at the end of an epoch is. Prints
+milliseconds per trial, over all trials and over the last tenth, and those that the processor was
+busy for, the trainer and the start included; of several turns the medians, with the least and the
+most.
+
+With `--beside`, what Optuna takes by itself is measured in the same turns: `study.optimize` on an
+SQLite file, with an objective that asks for the same parameters and reports as many values. It
+keeps its sampler from trial to trial, and SQLite syncs its journal as by default; there are no
+leases, checkpoints or budget.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "sweeps"))
+
 import optuna
+import vit_search
 from measuring import environment, print_table
-from pausing_worker import SPACE, PausingTrainer, Plan, make_study, value, work
+from pausing_worker import PausingTrainer, Plan, make_study, value, work
 
 from visweep.config import TrainConfig
 from visweep.search.samplers import make_sampler
+
+IMAGE_SIZE = 32
+_SEARCH = vit_search.SEARCH
+
+Costs = tuple[float, float, float]
+"""Milliseconds a trial: of all, of the last tenth, of the processor's time."""
 
 
 @dataclass
@@ -39,6 +56,11 @@ class Clock:
         """Milliseconds besides training of each trial from this one on."""
         (began, before), (ended, after) = self.ends[first], self.ends[-1]
         return 1000 * (ended - began - (after - before)) / (len(self.ends) - 1 - first)
+
+    def costs(self, trials: int, busy: float) -> Costs:
+        """Of so many trials, for which the processor was busy for so many seconds."""
+        last = self.per_trial(trials - max(2, trials // 10))
+        return self.per_trial(0), last, 1000 * busy / trials
 
 
 class TimedTrainer(PausingTrainer):
@@ -66,12 +88,13 @@ class TimedTrainer(PausingTrainer):
         return result
 
 
-def of_optuna(trials: int, epochs: int, sampler: str) -> list[object]:
-    """A row of what Optuna takes by itself, as its tutorials write it."""
+def of_optuna(trials: int, epochs: int, sampler: str) -> Costs:
+    """What Optuna takes by itself, as its tutorials write it."""
     clock = Clock()
+    space = _SEARCH.spaces["small"](IMAGE_SIZE)
 
     def objective(trial: optuna.Trial) -> float:
-        for name, distribution in SPACE.items():
+        for name, distribution in space.items():
             trial._suggest(name, distribution)
         for epoch in range(1, epochs + 1):
             trial.report(value(trial.number, epoch), epoch)
@@ -88,26 +111,49 @@ def of_optuna(trials: int, epochs: int, sampler: str) -> list[object]:
         busy = time.process_time()
         study.optimize(objective, n_trials=trials)
         busy = time.process_time() - busy
-    return cells(f"{sampler}, Optuna alone", trials, clock, busy)
+    return clock.costs(trials, busy)
 
 
-def row(trials: int, epochs: int, sampler: str) -> list[object]:
-    """A row of what a worker takes."""
+def of_a_worker(trials: int, epochs: int, sampler: str) -> Costs:
+    """What a worker takes."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        url = f"sqlite:///{folder}/studies.db"
-        plan = Plan(url, Path(folder), trials, epochs, seconds=0.0, sampler=sampler)
+        plan = Plan(
+            f"sqlite:///{folder}/studies.db",
+            Path(folder),
+            trials,
+            epochs,
+            seconds=0.0,
+            sampler=sampler,
+            model=_SEARCH.baseline.replace(image_size=IMAGE_SIZE),
+            space=_SEARCH.spaces["small"](IMAGE_SIZE),
+        )
         make_study(plan)
         busy = time.process_time()
         work(plan, lambda plan: TimedTrainer(plan, clock))
         busy = time.process_time() - busy
-    return cells(sampler, trials, clock, busy)
+    return clock.costs(trials, busy)
 
 
-def cells(name: str, trials: int, clock: Clock, busy: float) -> list[object]:
-    last = clock.per_trial(trials - max(2, trials // 10))
-    measured = (clock.per_trial(0), last, 1000 * busy / trials)
-    return [name, trials, *(f"{ms:.1f}" for ms in measured)]
+WAYS = {"visweep": of_a_worker, "Optuna alone": of_optuna}
+
+
+def rows(options: argparse.Namespace, sampler: str, trials: int) -> list[list[object]]:
+    """One for each way, which take turns."""
+    ways = list(WAYS) if options.beside else ["visweep"]
+    found: dict[str, list[Costs]] = {way: [] for way in ways}
+    for _ in range(options.turns):
+        for way in ways:
+            found[way].append(WAYS[way](trials, options.epochs, sampler))
+    return [
+        [sampler, trials, way, *map(_spread, zip(*costs, strict=True))]
+        for way, costs in found.items()
+    ]
+
+
+def _spread(values: Sequence[float]) -> str:
+    middle = f"{median(values):.1f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.1f}–{max(values):.1f})"
 
 
 def main() -> None:
@@ -117,19 +163,18 @@ def main() -> None:
     parser.add_argument("--trials", type=int, nargs="+", default=[250, 500, 1000])
     parser.add_argument("--epochs", type=int, default=1, help="of a trial")
     parser.add_argument("--samplers", nargs="+", default=["random", "tpe"])
+    parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--beside", action="store_true", help="what Optuna takes by itself")
     options = parser.parse_args()
-    ways = (row, of_optuna) if options.beside else (row,)
     print(environment(), flush=True)
-    print_table(
-        ("sampler", "trials", "ms a trial", "of the last tenth", "processor busy"),
-        [
-            way(trials, options.epochs, sampler)
-            for sampler in options.samplers
-            for trials in options.trials
-            for way in ways
-        ],
-    )
+    table = [
+        row
+        for sampler in options.samplers
+        for trials in options.trials
+        for row in rows(options, sampler, trials)
+    ]
+    headings = ("ms a trial", "of the last tenth", "processor, trainer included")
+    print_table(("sampler", "trials", "", *headings), table)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 
+from proposing import proposal_for
 from visweep.analysis.race import Raced, read_race
 from visweep.analysis.statistics.racing import Outcome
 from visweep.cli.search import quietly_opened
-from visweep.search.duplicates import propose_next
 from visweep.search.study import join_study
 from visweep.storage.specification import (
     BUDGET,
@@ -364,7 +364,7 @@ class TestGoingOn:
             assert lease is not None
             looks = here.raced().race.looks[-1].seeds
             expected = {"arm": "trial 0", "seed": looks + 1}
-            assert propose_next(opened, lease).parameters == expected
+            assert proposal_for(opened, lease).parameters == expected
 
 
 WATCHED = '''\

@@ -12,11 +12,12 @@ import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from proposing import proposal_for
 from visweep.config import ConvNetConfig, DataConfig, TrainConfig, ViTConfig
 from visweep.data.resident import ResidentData
 from visweep.errors import SpecificationMismatch, UsageError
 from visweep.search.arms import Ablation, arms_specification
-from visweep.search.duplicates import _Proposer, propose_next
+from visweep.search.duplicates import _Proposer
 from visweep.search.interrupt import Interrupt
 from visweep.search.study import OpenStudy, join_study, open_study
 from visweep.search.trainer import SharedTrainer
@@ -176,7 +177,7 @@ class TestTraining:
         mine = replace(study, slots=Slots(storage, study.study_id, this_process(2)))
         second = mine.slots.take()
         assert second is not None
-        proposed = propose_next(mine, second)
+        proposed = proposal_for(mine, second)
         assert taken[0]["arm"] == NAMES[1]
         assert proposed.parameters == {"arm": NAMES[2], "seed": FIRST_SEED}
         assert proposed.attributes == {}
@@ -193,10 +194,10 @@ class TestTraining:
         first, second = study.slots.take(), mine.slots.take()
         assert first is not None
         assert second is not None
-        later = propose_next(mine, second)
+        later = proposal_for(mine, second)
         assert later.parameters == {"arm": NAMES[1], "seed": FIRST_SEED}
         assert mine.slots.begin(second, later.parameters, study.specification.space)
-        sooner = propose_next(study, first)
+        sooner = proposal_for(study, first)
         assert sooner.parameters == {"arm": NAMES[0], "seed": FIRST_SEED}
         assert sooner.attributes == {}
 

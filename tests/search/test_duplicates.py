@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from proposing import proposal_for
 from visweep.config import TrainConfig, to_json
 from visweep.errors import SpecificationMismatch
-from visweep.search.duplicates import DUPLICATES, propose_next, trained_as
+from visweep.search.duplicates import DUPLICATES, trained_as
 from visweep.search.interrupt import Interrupt
 from visweep.search.seeds import new_seeds
 from visweep.search.study import open_study
@@ -228,7 +229,7 @@ class TestSideBySide:
         assert theirs.begin(lease, {"depth": 1}, ONE)
         mine = made.opened.slots.take()
         assert mine is not None
-        assert propose_next(made.opened, mine).attributes[REPLICATE] == 1
+        assert proposal_for(made.opened, mine).attributes[REPLICATE] == 1
 
     def test_two_that_propose_at_once_do_not_train_the_same(self, quick: MakeSweep) -> None:
         made = quick(2, space=ONE)
@@ -238,7 +239,7 @@ class TestSideBySide:
         )
         leases = made.opened.slots.take(), theirs.slots.take()
         proposals = [
-            (opened, lease, propose_next(opened, lease))
+            (opened, lease, proposal_for(opened, lease))
             for opened, lease in zip((made.opened, theirs), leases, strict=True)
         ]
         begun = [
@@ -246,7 +247,7 @@ class TestSideBySide:
             for opened, lease, p in proposals
         ]
         assert begun == [True, False]
-        again = propose_next(theirs, leases[1])
+        again = proposal_for(theirs, leases[1])
         assert again.attributes[REPLICATE] == 1
 
     def test_the_number_of_one_that_failed_is_free_again(self, quick: MakeSweep) -> None:
@@ -259,13 +260,13 @@ class TestSideBySide:
             theirs = replace(made.opened, slots=Slots(storage, made.opened.study_id, owner))
             lease = theirs.slots.take()
             assert lease is not None
-            found = propose_next(theirs, lease)
+            found = proposal_for(theirs, lease)
             assert theirs.slots.begin(lease, found.parameters, ONE, attributes=found.attributes)
             leases.append(lease)
         storage.set_trial_state_values(leases[1].trial_id, TrialState.FAIL)
         mine = made.opened.slots.take()
         assert mine is not None
-        again = propose_next(made.opened, mine)
+        again = proposal_for(made.opened, mine)
         assert again.attributes == {
             name: storage.get_trial(leases[1].trial_id).user_attrs[name]
             for name in (REPLICATE, SEEDS)

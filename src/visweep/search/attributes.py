@@ -1,4 +1,4 @@
-"""What a trial says of its training when it has ended, next to its value."""
+"""What a trial that was trained says of that when it has ended, next to its value."""
 
 from __future__ import annotations
 

@@ -80,8 +80,8 @@ class Proposal:
 def propose_next(
     opened: OpenStudy,
     lease: Lease,
+    trial: FrozenTrial,
     keep_to: Mapping[str, Any] = MappingProxyType({}),
-    trial: FrozenTrial | None = None,
 ) -> Proposal:
     """What to train a leased trial with, given all that has begun so far.
 
@@ -91,14 +91,13 @@ def propose_next(
     Args:
         opened: the study.
         lease: of the trial.
+        trial: as it was read under the lease; it has not begun.
         keep_to: parameters that it is to have, unless it was enqueued with others or all such
             points have been tried.
-        trial: the leased one, where it was read since; it has not begun.
 
     Raises:
         UsageError: the trial was enqueued with parameters that break the limits.
     """
-    trial = trial or opened.storage.get_trial(lease.trial_id)
     if keep_to:
         with suppress(_NothingLeft):
             return _Proposer(opened, lease, keep_to, trial).proposal()

@@ -5,8 +5,8 @@ own for every trial. They take turns: either one of them runs, or all wait while
 an epoch of all their trials. So nothing in a place knows of the others, and what they do in which
 order is as repeatable as with a single worker.
 
-A place changes its trial where that ends: at a rung of the pruner, or after the last epoch. In
-between a pass stays as it is, so that a GPU captures it no more often than trials begin or end.
+A pass is made anew, and on a GPU captured anew, where a trial of it begins or ends, a seed of one
+leaves, or it turns out not to fit; else it stays from epoch to epoch.
 """
 
 from __future__ import annotations

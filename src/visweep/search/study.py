@@ -193,7 +193,8 @@ def open_study(
 
 
 def _of_a_new_study(specification: Specification, budget: int) -> dict[str, Any]:
-    """What it keeps of itself from the first; that it has the first one says that it has all."""
+    """What it keeps of itself from the first. It is written in one transaction, with what else it
+    is given then: where there is a specification, there is all of it."""
     return {
         SPECIFICATION: specification.stored(),
         STUDY_ID: uuid.uuid4().hex,

@@ -314,7 +314,7 @@ class _TrialRun:
         while not begun:
             # It is asked again where another worker has begun this configuration meanwhile.
             keep_to = self.worker.company.keep_to()
-            proposal = propose_next(self.opened, self.lease, keep_to, waiting)
+            proposal = propose_next(self.opened, self.lease, waiting, keep_to)
             begun = self.opened.slots.begin(
                 self.lease,
                 proposal.parameters,

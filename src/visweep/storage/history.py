@@ -195,8 +195,6 @@ def _read(connection: sa.Connection, study_id: int, ids: Sequence[int]) -> list[
     """These trials of a study, whole; where they are many, with all others of it."""
     if len(ids) > _MOST_IDS:
         return _read_by(connection, _OF_A_STUDY, {"study": study_id})
-    if len(ids) == 1:  # what a worker finds new, as a rule; a list takes longer to put in
-        return _read_by(connection, _OF_AN_ID, {"this": ids[0]})
     return _read_by(connection, _OF_IDS, {"these": ids})
 
 

@@ -53,8 +53,8 @@ class Measured:
     """What a configuration took.
 
     Attributes:
-        step: seconds of a training step.
-        evaluation: seconds of a forward pass of `EVALUATED` images.
+        step: seconds of a training step; of each burst the fastest, and of those the median.
+        evaluation: seconds of a forward pass of `EVALUATED` images, just so.
         memory: bytes at most of a run of a few steps, its evaluation and its checkpoint, over what
             was held before; the median of some runs. The first run is not among them: what is
             compiled for a model's shapes stays in the process, and belongs to no trial.
