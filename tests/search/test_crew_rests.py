@@ -110,6 +110,20 @@ def test_one_that_is_asked_to_stop_ends_at_rest(
     assert made.states == ["COMPLETE"] * 3
 
 
+def test_one_that_ended_just_before_it_was_called_is_replaced(
+    crew: Crew, made: Any, started: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server may not have told yet that it has."""
+    crew.work()
+    for worker in started:
+        os.kill(worker, signal.SIGTERM)
+    assert gone(started)
+    want(made, 3)
+    monkeypatch.setattr(crew, "_forget_the_dead", lambda: None)
+    crew.work()
+    assert made.states == ["COMPLETE"] * 3
+
+
 def test_an_error_of_our_own_leaves_nobody_behind(
     crew: Crew, made: Any, started: list[int]
 ) -> None:

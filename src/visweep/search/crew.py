@@ -89,6 +89,8 @@ class _Member:
     made_room: bool = False
     alone: bool = False
     rests: bool = False
+    called: bool = False
+    """It was put to work again, and has not been heard of since."""
 
     @property
     def works(self) -> bool:
@@ -103,6 +105,7 @@ class _Member:
 
     def tell(self, order: str) -> None:
         self.rests = False
+        self.called = order == _GO_ON
         # Should it have been killed just now, that is heard as of any other.
         with suppress(OSError):
             self.pipe.send(order)
@@ -194,6 +197,7 @@ class Crew:
             member.process.join()
             self._bury(member)
             return
+        member.called = False
         if kind == "error":
             name, message = content
             member.error = _ERRORS.get(name, VisweepError)(message)
@@ -212,9 +216,11 @@ class Crew:
                 self._fill_up()
 
     def _bury(self, member: _Member) -> None:
-        """Say how a worker ended, and start another in place of one that was killed."""
+        """Say how a worker ended, and start another in place of one that was killed, or that had
+        ended at rest when it was called."""
         code = member.process.exitcode or 0
-        another = self._another(member) if code < 0 or member.made_room else None
+        in_vain = code < 0 or member.made_room or member.called
+        another = self._another(member) if in_vain else None
         if code:
             held = f" while it trained {_listed(member.trials)}" if member.trials else ""
             then = "" if another is None else "; a new one takes its place"
