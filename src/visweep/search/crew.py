@@ -219,8 +219,8 @@ class Crew:
         """Say how a worker ended, and start another in place of one that was killed, or that had
         ended at rest when it was called."""
         code = member.process.exitcode or 0
-        in_vain = code < 0 or member.made_room or member.called
-        another = self._another(member) if in_vain else None
+        is_missed = code < 0 or member.made_room or member.called
+        another = self._another(member) if is_missed else None
         if code:
             held = f" while it trained {_listed(member.trials)}" if member.trials else ""
             then = "" if another is None else "; a new one takes its place"
