@@ -108,6 +108,7 @@ class Recorder(Watcher):
     epochs: list[tuple[int, int]] = field(default_factory=list)
     endings: list[TrialView] = field(default_factory=list)
     last: Progress = field(default_factory=lambda: Progress(budget=0))
+    running: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     on_epoch: Callable[[TrialView], None] = lambda trial: None
 
@@ -117,6 +118,7 @@ class Recorder(Watcher):
     def began(self, trial: TrialView, progress: Progress) -> None:
         self.began_with.append(trial)
         self.last = progress
+        self.running.append(progress.running)
 
     def advanced(self, trial: TrialView) -> None:
         self.epochs.append((trial.number, len(trial.curve)))
@@ -125,6 +127,7 @@ class Recorder(Watcher):
     def ended(self, trial: TrialView, progress: Progress) -> None:
         self.endings.append(trial)
         self.last = progress
+        self.running.append(progress.running)
 
     def note(self, message: str) -> None:
         self.notes.append(message)

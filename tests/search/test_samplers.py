@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -15,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 
 from visweep.errors import UsageError
 from visweep.search.pruners import PRUNERS, make_pruner
-from visweep.search.samplers import SAMPLERS, make_sampler, propose
+from visweep.search.samplers import SAMPLERS, _History, _Seen, make_sampler, propose
 from visweep.search.seeds import replica_seeds, seed_for
 
 SPACE: dict[str, BaseDistribution] = {
@@ -117,6 +120,41 @@ def test_a_proposal_reads_the_history_once_and_writes_nothing(
     propose(study, make_sampler(sampler, 7, waiting.number), waiting, SPACE)
     assert len(seen) == 1
     assert study._storage.get_trial(waiting._trial_id).system_attrs == {}
+
+
+SPACES: list[dict[str, BaseDistribution]] = [
+    {},
+    {"drop": FloatDistribution(0.0, 0.3), "depth": IntDistribution(2, 12)},
+    {"drop": FloatDistribution(0.0, 0.3), "depth": IntDistribution(2, 24)},
+    {"depth": IntDistribution(2, 12), "drop": FloatDistribution(0.0, 0.3)},
+    {"block": CategoricalDistribution([1, 2]), "depth": IntDistribution(2, 12)},
+]
+STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
+
+
+@given(st.lists(st.tuples(st.sampled_from(STATES), st.sampled_from(SPACES)), max_size=8))
+def test_some_trials_have_in_common_what_all_have(
+    history: list[tuple[TrialState, dict[str, BaseDistribution]]],
+) -> None:
+    """What samplers search follows from the whole history, but they are shown a part of it."""
+    study = optuna.create_study(direction="maximize")
+    for state, space in history:
+        params = {name: 2 for name in space if name != "drop"} | {"drop": 0.1}
+        study.add_trial(
+            create_trial(
+                state=state,
+                value=0.5 if state == TrialState.COMPLETE else None,
+                params={name: params[name] for name in space},
+                distributions=copy.deepcopy(space),
+            )
+        )
+    study.add_trial(WAITING)
+    for name in SAMPLERS:
+        one, another = (make_sampler(name, 7, len(history)) for _ in range(2))
+        fewer = _Seen(study, _History(study, one).one_of_each_space())
+        assert one.infer_relative_search_space(
+            fewer, WAITING
+        ) == another.infer_relative_search_space(study, WAITING)
 
 
 @pytest.mark.parametrize("sampler", [*FAST, pytest.param("gp", marks=pytest.mark.slow)])

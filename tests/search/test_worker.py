@@ -7,6 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -16,6 +17,7 @@ from optuna.trial import TrialState, create_trial
 from visweep.search.heartbeat import Heartbeat
 from visweep.search.worker import _TrialRun
 from visweep.storage.lease import Lease
+from visweep.storage.owner import this_process
 from visweep.storage.slots import Slots
 from visweep.storage.tables import RUNG
 
@@ -83,6 +85,25 @@ class TestTrials:
         assert heard.last.finished == heard.last.budget == 2
         best = max(done.trials, key=lambda t: (t.value, -t.number))
         assert heard.last.best == (best.number, best.value, best.params)
+
+    def test_it_hears_how_many_run(self, sweep: MakeSweep) -> None:
+        assert sweep(3).run().heard.running == [1, 0] * 3
+
+    def test_one_that_goes_on_here_is_counted_once(self, sweep: MakeSweep) -> None:
+        """Its worker was lost while this one trained the trial before."""
+        some, gone = sweep(2), replace(this_process(), boot="an earlier start of this machine")
+        opened = some.opened
+
+        def on_epoch(trial: Any) -> None:
+            if (trial.number, len(trial.curve)) == (0, 1):
+                lost = Slots(opened.storage, opened.study_id, gone)
+                lease = lost.take()
+                lost.begin(lease, opened.specification.baseline(), opened.specification.space)
+
+        some.heard.on_epoch = on_epoch
+        some.run()
+        assert [t.adopted for t in some.heard.began_with] == [False, True]
+        assert some.heard.running == [1, 1, 1, 0]
 
     def test_a_finished_study_is_left_as_it_is(self, sweep: MakeSweep) -> None:
         before = sweep(2).run().trials

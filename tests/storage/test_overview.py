@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 
 from visweep.storage.engine import Storage
+from visweep.storage.lease import read_slots
 from visweep.storage.overview import StudyOverview, overview
 from visweep.storage.owner import this_process
 from visweep.storage.slots import Slots
@@ -91,7 +92,9 @@ def test_a_trial_that_nobody_holds_is_interrupted(storage: Storage, file: Path) 
         slots.set_budget(4)
         # Not `take`, which would adopt the trial of the process that is gone.
         with storage.transaction() as connection:
-            waiting = [s for s in slots._read(connection) if s.state == TrialState.WAITING]
+            waiting = [
+                s for s in read_slots(connection, study._study_id) if s.state == TrialState.WAITING
+            ]
             lease = slots._lease(connection, waiting[0])
         slots.begin(lease, {}, {})
         if lease.number == 0:

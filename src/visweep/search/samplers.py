@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -144,9 +146,11 @@ def propose(
     fixed = {**keep_to, **fixed_parameters(trial)}
     if set(space) <= set(fixed):
         return {name: fixed[name] for name in space}
-    seen: optuna.Study = _Seen(study, sampler)  # type: ignore[assignment]
+    history = _History(study, sampler)
+    seen = _Seen(study, history.trials)
     sampler.before_trial(seen, trial)
-    relative_space = sampler.infer_relative_search_space(seen, trial)
+    fewer = _Seen(study, history.one_of_each_space())
+    relative_space = sampler.infer_relative_search_space(fewer, trial)
     relative = sampler.sample_relative(seen, trial, relative_space)
     proposed: dict[str, Any] = {}
     for name, distribution in space.items():
@@ -163,9 +167,9 @@ def propose(
     return proposed
 
 
-class _Seen:
-    """A study as its sampler is to see it for one proposal: its history at one moment, in which
-    what did not fit in memory is the worst there is.
+class _History:
+    """A study's history at one moment, as a sampler is to see it: what did not fit in memory is
+    the worst there is.
 
     Optuna's TPE ranks pruned trials by the steps that they made, those without any last, and
     after all completed ones. Other samplers know completed trials only, and would propose again
@@ -173,12 +177,44 @@ class _Seen:
     """
 
     def __init__(self, study: optuna.Study, sampler: BaseSampler) -> None:
-        self._study = study
-        self._storage = _Unshared(study._storage)
         self._knows_pruned = isinstance(sampler, optuna.samplers.TPESampler)
+        self._stored = study.get_trials(deepcopy=False)
+        self.trials = [self._shown(trial) for trial in self._stored]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
+    def one_of_each_space(self) -> list[FrozenTrial]:
+        """Of the trials in each state, the first and each whose space is not that of the one
+        before it. They have in common what all have, which a new sampler finds by comparing every
+        distribution of every trial; here that ends at their being the same object, as a rule."""
+        by_state = sorted(self.trials, key=attrgetter("state"))
+        alike = groupby(by_state, key=attrgetter("state", "distributions"))
+        return [next(trials) for _, trials in alike]
+
+    def _shown(self, trial: FrozenTrial) -> FrozenTrial:
+        if trial.user_attrs.get("ended") != OUT_OF_MEMORY:
+            return trial
+        shown = copy.copy(trial)
+        if self._knows_pruned:
+            shown.intermediate_values = {}
+        elif self._worst is not None:
+            shown.state, shown.value = TrialState.COMPLETE, self._worst
+        return shown
+
+    @cached_property
+    def _worst(self) -> float | None:
+        values = [t.value for t in self._stored if t.state == TrialState.COMPLETE]
+        return min((value for value in values if value is not None), default=None)
+
+
+class _Seen(optuna.Study):
+    """A study of which a sampler sees some trials only.
+
+    A sampler asks for them several times, and each takes as long as all that is stored is large.
+    """
+
+    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        vars(self).update(vars(study))
+        self._storage: Any = _Unshared(study._storage)
+        self._shown = trials
 
     def _get_trials(
         self,
@@ -186,28 +222,10 @@ class _Seen:
         states: Container[TrialState] | None = None,
         use_cache: bool = False,
     ) -> list[FrozenTrial]:
-        # A sampler asks several times, and each takes as long as all that is stored is large.
-        found = [t for t in self._history if states is None or t.state in states]
+        found = [t for t in self._shown if states is None or t.state in states]
         return copy.deepcopy(found) if deepcopy else found
 
     get_trials = _get_trials
-
-    @cached_property
-    def _history(self) -> list[FrozenTrial]:
-        trials = self._study.get_trials(deepcopy=False)
-        values = [t.value for t in trials if t.state == TrialState.COMPLETE]
-        worst = min((value for value in values if value is not None), default=None)
-        return [self._shown(trial, worst) for trial in trials]
-
-    def _shown(self, trial: FrozenTrial, worst: float | None) -> FrozenTrial:
-        if trial.user_attrs.get("ended") != OUT_OF_MEMORY:
-            return trial
-        shown = copy.copy(trial)
-        if self._knows_pruned:
-            shown.intermediate_values = {}
-        elif worst is not None:
-            shown.state, shown.value = TrialState.COMPLETE, worst
-        return shown
 
 
 class _Unshared:

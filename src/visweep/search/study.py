@@ -6,6 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -94,14 +95,8 @@ class OpenStudy:
         """How far the study is, all workers counted; by its `trials` where they were just read."""
         trials = self.trials() if trials is None else trials
         count = Counter(t.state for t in trials)
-        finished = [t for t in trials if t.state in FINISHED and t.value is not None]
         others = self.slots.held_by_others()
-        # What a pruned trial would have come to, nobody knows.
-        best = max(
-            finished,
-            key=lambda t: (t.state == TrialState.COMPLETE, t.value, -t.number),
-            default=None,
-        )
+        best = _best(trials)
         return Progress(
             # One that was lowered afterwards takes no finished trial away.
             budget=max(self._budget(), sum(count[s] for s in FINISHED)),
@@ -127,6 +122,17 @@ class OpenStudy:
             curve=tuple(curve[epoch] for epoch in sorted(curve)),
             state=f"process {owner.pid}",
         )
+
+
+def _best(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The first of the best completed ones. What a pruned trial would have come to, nobody knows:
+    it is the best only where none is completed."""
+    for state in (TrialState.COMPLETE, TrialState.PRUNED):
+        reached = [(t.value, -t.number, t) for t in trials if t.state == state]
+        known = [(value, place, t) for value, place, t in reached if value is not None]
+        if known:
+            return max(known, key=itemgetter(0, 1))[2]
+    return None
 
 
 def _is_at_work(owner: Owner | None) -> bool:

@@ -142,8 +142,8 @@ class Worker:
         self.interrupt = interrupt
         self.company = company or Company()
         self.made_room = False
-        # As they were read when this worker's last trial ended, until its next one begins.
-        self.latest: Sequence[FrozenTrial] = ()
+        # As it was when this worker's last trial ended, until its next one begins.
+        self.latest: Progress | None = None
         spec = opened.specification
         self.pruner = make_pruner(spec.pruner, spec.seed, spec.train.epochs)
         self.provenance = provenance(
@@ -179,7 +179,7 @@ class Worker:
             if lease is not None:
                 self._work_on(lease)
             elif self.opened.slots.unfinished():
-                self.latest = ()
+                self.latest = None
                 # Another worker is at it; should it die, its trial can be adopted here.
                 self.company.pause(_POLL_SECONDS)
             else:
@@ -251,7 +251,7 @@ class _TrialRun:
             trial = self.frozen()
             self.parameters = trial.params
             self.worker.company.began(self.parameters)
-            self.worker.watcher.began(self.view(), self._progress_with(trial))
+            self.worker.watcher.began(self.view(), self._progress())
             self._require_survivors()
             result = self._fit(trial)
         except OSError:
@@ -272,12 +272,13 @@ class _TrialRun:
         if not self._is_interrupted(result):
             self._finish(result)
 
-    def _progress_with(self, begun: FrozenTrial) -> Progress:
+    def _progress(self) -> Progress:
         """How far the study is, with this trial begun. That others began or ended one since the
         last one ended here, a moment ago, is shown when this one ends."""
-        latest, self.worker.latest = self.worker.latest, ()
-        shown = [begun if t.number == begun.number else t for t in latest]
-        return self.opened.progress(shown if any(t is begun for t in shown) else None)
+        latest, self.worker.latest = self.worker.latest, None
+        if latest is None or self.lease.adopted:
+            return self.opened.progress()
+        return replace(latest, running=latest.running + 1)
 
     def conclude(self) -> None:
         """What follows from the trial's end; the lease has been given back.
@@ -287,11 +288,12 @@ class _TrialRun:
         """
         if self.state == TrialState.RUNNING:
             return
-        trials = self.worker.latest = self.opened.trials()
+        trials = self.opened.trials()
+        progress = self.worker.latest = self.opened.progress(trials)
         self._thin_checkpoints(trials)
         failed = self.state == TrialState.FAIL
         shown = self.view(state="failed" if failed else self.state.name.lower(), ended=self.ended)
-        self.worker.watcher.ended(shown, self.opened.progress(trials))
+        self.worker.watcher.ended(shown, progress)
         if failed:
             if _failed_alike(trials) >= SAME_FAILURES:
                 raise SweepFailed(

@@ -79,15 +79,14 @@ class History:
         Raises:
             KeyError: there is no such study.
         """
-        there = sa.select(studies.c.study_id).where(studies.c.study_id == wanted.study_id)
-        if connection.execute(there).first() is None:
-            self._waiting.pop(wanted.study_id, None)
-            raise KeyError(f"no study has the id {wanted.study_id}")
         known = self._waiting.setdefault(wanted.study_id, {})
         rows = _changed(connection, wanted, known) if known else None
         if rows is None:
             known.clear()
             rows = _all_wanted(connection, wanted)
+        if not (rows or known) and not _is_there(connection, wanted.study_id):
+            del self._waiting[wanted.study_id]
+            raise KeyError(f"no study has the id {wanted.study_id}")
         for row in rows:
             known.pop(row.trial_id, None)
         new = [row.trial_id for row in rows if wanted.holds(row)]
@@ -102,6 +101,11 @@ class History:
 def read_trial(connection: sa.Connection, trial_id: int) -> FrozenTrial | None:
     """A whole trial; None where there is none of this id."""
     return next(iter(_read_by(connection, _OF_AN_ID, {"this": trial_id})), None)
+
+
+def _is_there(connection: sa.Connection, study_id: int) -> bool:
+    there = sa.select(studies.c.study_id).where(studies.c.study_id == study_id)
+    return connection.execute(there).first() is not None
 
 
 _States = Sequence[sa.Row[int, int, TrialState]]
@@ -195,6 +199,8 @@ def _read(connection: sa.Connection, study_id: int, ids: Sequence[int]) -> list[
     """These trials of a study, whole; where they are many, with all others of it."""
     if len(ids) > _MOST_IDS:
         return _read_by(connection, _OF_A_STUDY, {"study": study_id})
+    if len(ids) == 1:
+        return _read_by(connection, _OF_AN_ID, {"this": ids[0]})
     return _read_by(connection, _OF_IDS, {"these": ids})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
@@ -74,21 +75,14 @@ def owner_of(number: int, text: str) -> Owner:
         ) from e
 
 
-def read_slots(
-    connection: sa.Connection,
-    study_id: int,
-    *which: sa.ColumnElement[bool],
-    most: int | None = None,
-) -> list[Slot]:
-    """The slots of a study, by the number of their trials.
+def slots_where(*which: sa.ColumnElement[bool], most: int | None = None) -> sa.Select[Any]:
+    """A query for slots of `this_study`, by the number of their trials.
 
     Args:
-        connection: to read from.
-        study_id: of the study.
         which: conditions that they meet.
         most: how many at most.
     """
-    rows = connection.execute(
+    return (
         sa.select(
             trials.c.trial_id,
             trials.c.number,
@@ -100,10 +94,27 @@ def read_slots(
             slots.c.reached,
         )
         .join(slots, SAME_TRIAL)
-        .where(trials.c.study_id == study_id, *which)
+        .where(trials.c.study_id == sa.bindparam("this_study"), *which)
         .order_by(trials.c.number)
         .limit(most)
     )
+
+
+ALL_SLOTS = slots_where()
+_LOCKED = (
+    sa.select(slots.c.generation, slots.c.heartbeat, trials.c.state)
+    .join(trials, trials.c.trial_id == slots.c.trial_id)
+    .where(slots.c.trial_id == sa.bindparam("this_trial"))
+    .with_for_update()
+)
+"""Statements are made once: making one takes as long as it does to execute it."""
+
+
+def read_slots(
+    connection: sa.Connection, study_id: int, query: sa.Select[Any] = ALL_SLOTS
+) -> list[Slot]:
+    """The slots of a study that a query of `slots_where` is for."""
+    rows = connection.execute(query, {"this_study": study_id})
     return [
         Slot(
             trial_id=row.trial_id,
@@ -124,10 +135,5 @@ def lock(connection: sa.Connection, slot: Slot) -> bool:
 
     Its holder renews, reports and finishes without the lock of the study.
     """
-    found = connection.execute(
-        sa.select(slots.c.generation, slots.c.heartbeat, trials.c.state)
-        .join(trials, trials.c.trial_id == slots.c.trial_id)
-        .where(slots.c.trial_id == slot.trial_id)
-        .with_for_update()
-    ).first()
+    found = connection.execute(_LOCKED, {"this_trial": slot.trial_id}).first()
     return found is not None and tuple(found) == (slot.generation, slot.heartbeat, slot.state)

@@ -104,15 +104,22 @@ def _alike(parameters: int) -> sa.Select[int]:
     )
 
 
+_UNMARK = sa.delete(user_attributes).where(
+    user_attributes.c.trial_id == sa.bindparam("this_trial"),
+    user_attributes.c.key.in_([REPLICATE, SEEDS]),
+)
+_MARK = sa.insert(user_attributes)
+
+
 def mark(connection: sa.Connection, trial_id: int, attributes: Mapping[str, Any]) -> None:
     """Let a trial that begins say whether it is a replicate, whatever it was enqueued with."""
-    mine = user_attributes.c.trial_id == trial_id
-    connection.execute(
-        sa.delete(user_attributes).where(mine, user_attributes.c.key.in_([REPLICATE, SEEDS]))
-    )
-    for key, value in attributes.items():
-        row = {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
-        connection.execute(sa.insert(user_attributes).values(row))
+    connection.execute(_UNMARK, {"this_trial": trial_id})
+    rows = [
+        {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+        for key, value in attributes.items()
+    ]
+    if rows:
+        connection.execute(_MARK, rows)
 
 
 def _of(trial: FrozenTrial) -> str:

@@ -35,6 +35,7 @@ from visweep.storage.lease import (
     lock,
     owner_of,
     read_slots,
+    slots_where,
 )
 from visweep.storage.owner import Owner
 from visweep.storage.replicates import find_alike, mark
@@ -65,6 +66,8 @@ _OWNERS = (
     .join(trials, SAME_TRIAL)
     .where(trials.c.study_id == _STUDY, UNFINISHED, HELD)
 )
+_TAKEN = slots_where(UNFINISHED, sa.or_(trials.c.state == TrialState.RUNNING, HELD))
+_NEXT = slots_where(trials.c.state == TrialState.WAITING, sa.not_(HELD), most=1)
 _UNFINISHED = (
     sa.select(sa.func.count())
     .select_from(trials)
@@ -370,21 +373,13 @@ class Slots:
     ) -> frozenset[int]:
         return find_alike(connection, self._study_id, parameters, space) - {lease.trial_id}
 
-    def _read(
-        self, connection: sa.Connection, *which: sa.ColumnElement[bool], most: int | None = None
-    ) -> list[Slot]:
-        return read_slots(connection, self._study_id, *which, most=most)
-
     def _candidates(self, connection: sa.Connection) -> list[Slot]:
         """All slots that are begun or held, and the first of the others.
 
         Trials that were begun come first, so that they are not left behind.
         """
-        begun = trials.c.state == TrialState.RUNNING
-        taken = self._read(connection, UNFINISHED, sa.or_(begun, HELD))
-        next_one = self._read(
-            connection, trials.c.state == TrialState.WAITING, sa.not_(HELD), most=1
-        )
+        taken = read_slots(connection, self._study_id, _TAKEN)
+        next_one = read_slots(connection, self._study_id, _NEXT)
         found = [*taken, *next_one]
         return sorted(found, key=lambda s: (s.state != TrialState.RUNNING, s.number))
 
