@@ -3,7 +3,8 @@
 # there.
 #
 #     benchmarks/gpu.sh [FOLDER]              default: gpu-results
-#     MINUTES=30 benchmarks/gpu.sh            more of everything
+#     MINUTES=30 benchmarks/gpu.sh            more of everything, and whether packing pays
+#     STEPS="lanes packing" benchmarks/gpu.sh  those steps only
 #     DEVICE=cpu benchmarks/gpu.sh            does the script work? Of tiny sizes, and no figures
 #
 # The most important comes first, and no step begins when the time is up. Each has a limit of its
@@ -33,6 +34,7 @@ say() { printf '%s\n' "$@" | tee -a "$results"; }
 step() {
     name=$1 limit=$2
     shift 2
+    case " ${STEPS:-$name} " in *" $name "*) ;; *) return ;; esac
     left=$((end - $(date +%s)))
     [ "$limit" -le "$left" ] || limit=$left
     say "" "## $name" "" "    $*" ""
@@ -76,13 +78,13 @@ if [ "$device" = cpu ]; then
     searched="--trials 2 --epochs 1 --train-size 300"
     estimated="--points 1 --processes 1 --batch-size 8 --train-images 80 --val-images 20"
     profiled="--batch-size 8"
-    packed="--seconds 10 --train-size 300"
+    packed="--seconds 10 --train-size 300 --repetitions 1"
 else
     timed="--seconds 2"
     searched="--space report --epochs 2 --train-size $((10000 * times))"
     estimated="--points 4 --processes 2"
     profiled=""
-    packed=""
+    packed="--seconds 45"
 fi
 # RESULTS.md is edited by who reads $folder.
 generated="--append= --dataset cifar-shaped"
@@ -102,7 +104,10 @@ generated="--append= --dataset cifar-shaped"
     if [ -d "$data" ]; then
         bench sweep-fashion-mnist $((180 * times)) throughput.py sweep --append= --auto --data-dir "$data" \
             $searched --repetitions 1
-        bench packing $((300 * times)) packing.py $packed --repetitions "$times"
+    fi
+    # Five pairs of searches leave ten minutes for nothing else.
+    if [ "$minutes" -ge 30 ] || [ "$device" = cpu ] || [ -n "${STEPS:-}" ]; then
+        bench packing $((590 * times)) packing.py $packed
     fi
 }
 say "" "$failed step(s) failed, $missed not begun."

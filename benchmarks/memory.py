@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py python sweeps/vit_search.py --trials 50
 
-Adds up the proportional set sizes every three seconds, so that pages which processes share count
+Adds up the proportional set sizes twice a second, so that pages which processes share count
 once, and prints the largest sum when the command has ended.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from visweep import text
 
 _PROC = Path("/proc")
-_INTERVAL = 3.0
+_INTERVAL = 0.5
 
 
 def main() -> None:

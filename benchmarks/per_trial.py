@@ -88,8 +88,8 @@ class TimedTrainer(PausingTrainer):
         return result
 
 
-def of_optuna(trials: int, epochs: int, sampler: str) -> Costs:
-    """What Optuna takes by itself, as its tutorials write it."""
+def of_optuna(trials: int, epochs: int, sampler: str, _: str) -> Costs:
+    """What Optuna takes by itself, as its tutorials write it; nothing is pruned."""
     clock = Clock()
     space = _SEARCH.spaces["small"](IMAGE_SIZE)
 
@@ -114,7 +114,7 @@ def of_optuna(trials: int, epochs: int, sampler: str) -> Costs:
     return clock.costs(trials, busy)
 
 
-def of_a_worker(trials: int, epochs: int, sampler: str) -> Costs:
+def of_a_worker(trials: int, epochs: int, sampler: str, pruner: str) -> Costs:
     """What a worker takes."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -125,6 +125,7 @@ def of_a_worker(trials: int, epochs: int, sampler: str) -> Costs:
             epochs,
             seconds=0.0,
             sampler=sampler,
+            pruner=pruner,
             model=_SEARCH.baseline.replace(image_size=IMAGE_SIZE),
             space=_SEARCH.spaces["small"](IMAGE_SIZE),
         )
@@ -144,7 +145,7 @@ def rows(options: argparse.Namespace, sampler: str, trials: int) -> list[list[ob
     found: dict[str, list[Costs]] = {way: [] for way in ways}
     for _ in range(options.turns):
         for way in ways:
-            found[way].append(WAYS[way](trials, options.epochs, sampler))
+            found[way].append(WAYS[way](trials, options.epochs, sampler, options.pruner))
     return [
         [sampler, trials, way, *map(_spread, zip(*costs, strict=True))]
         for way, costs in found.items()
@@ -162,6 +163,7 @@ def main() -> None:
     )
     parser.add_argument("--trials", type=int, nargs="+", default=[250, 500, 1000])
     parser.add_argument("--epochs", type=int, default=1, help="of a trial")
+    parser.add_argument("--pruner", default="none", help="of ours")
     parser.add_argument("--samplers", nargs="+", default=["random", "tpe"])
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--beside", action="store_true", help="what Optuna takes by itself")

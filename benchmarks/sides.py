@@ -35,7 +35,7 @@ from visweep.training.counts import multiply_adds
 from visweep.training.device import resolve_device
 from visweep.training.fit import fit
 from visweep.training.passes import Member
-from visweep.training.resolve import device_name
+from visweep.training.resolve import device_name, precision_on
 from visweep.training.rounds import Rounds
 from visweep.training.run import Run
 
@@ -78,6 +78,11 @@ class Bench:
     def threads(self) -> int:
         """Of each of several processes."""
         return max(1, len(os.sched_getaffinity(0)) // self.workers)
+
+    @property
+    def precision(self) -> str:
+        """The number format that visweep trains in here."""
+        return precision_on(self.device, "auto")
 
     @property
     def fields(self) -> dict[str, int]:
@@ -176,7 +181,8 @@ class Case:
         return sum(together(bench.workers, _our_rate, *arguments, as_worker=True))
 
     def processes(self, count: int, mps: Mps) -> float:
-        """Images per second of so many processes, each with a run of its own."""
+        """Images per second of so many processes, each with a run of its own; validation takes
+        its time, too, as it does in lanes."""
         served = dict(mps.environment or {}) if count > 1 else {}
         arguments = served, *self._alone(count)
         return sum(together(count, _served_rate, *arguments, as_worker=True))
@@ -191,10 +197,10 @@ class Case:
         return self.model, self.train, self.ours_first, bench.device, threads, bench.seconds
 
     def peak(self) -> float:
-        """Operations per second of bf16 matrix products."""
+        """Operations per second of matrix products, in the number format that we train in."""
         bench = self.bench
         processes = bench.workers if bench.device == "cpu" else 1
-        return sum(together(processes, _matmul_rate, bench.device, bench.threads))
+        return sum(together(processes, _matmul_rate, bench.device, bench.threads, bench.precision))
 
 
 @cache
@@ -217,15 +223,26 @@ def _our_rate(
     threads: int,
     seconds: float,
 ) -> float:
-    torch.set_num_threads(threads)
-    pace = Pace(seconds)
-    fit(model, train, data, on_epoch=pace, device=device)
-    return pace.images_per_second
+    return _paced(model, train, data, device, threads, seconds).images_per_second
 
 
 def _served_rate(environment: Mapping[str, str], *arguments: Any) -> float:
     os.environ.update(environment)
-    return _our_rate(*arguments)
+    return _paced(*arguments).images_per_second_in_all
+
+
+def _paced(
+    model: ModelConfig,
+    train: TrainConfig,
+    data: Dataset,
+    device: str,
+    threads: int,
+    seconds: float,
+) -> Pace:
+    torch.set_num_threads(threads)
+    pace = Pace(seconds)
+    fit(model, train, data, on_epoch=pace, device=device)
+    return pace
 
 
 def _lanes_rate(
@@ -256,10 +273,10 @@ def _lanes_rate(
     return images / (time.perf_counter() - began)
 
 
-def _matmul_rate(device: str, threads: int, seconds: float = 1.0) -> float:
+def _matmul_rate(device: str, threads: int, precision: str, seconds: float = 1.0) -> float:
     torch.set_num_threads(threads)
     size = 2_048 if device == "cpu" else 8_192
-    matrix = torch.randn(size, size, device=device).bfloat16()
+    matrix = torch.randn(size, size, device=device).to(getattr(torch, precision))
     product = matrix @ matrix
     wait_for_all()
     count, began, ended = 0, time.perf_counter(), 0.0

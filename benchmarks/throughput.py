@@ -16,7 +16,8 @@ up for one epoch of a few steps, then is timed over such epochs for --seconds; p
 at once are timed at once. What stands in brackets is the lowest and the highest of the turns;
 ratios are taken turn by turn.
 
-The peak is that of a bf16 matrix product in as many processes, measured in the same turns; the
+The peak is that of a matrix product in as many processes, measured in the same turns, in bfloat16
+where the device has instructions for it, as visweep then trains in it, else in float32; the
 share of it counts what the model needs (three times the multiply-adds of its forward pass, two
 operations each) and nothing that a kernel may do beside that.
 
@@ -53,7 +54,7 @@ MARGIN = 1.0
 
 def configs(bench: Bench, options: argparse.Namespace, record: Record) -> None:
     """Images per second of each configuration, whole machine, one seed."""
-    record.table("configuration", "side", "images/s", "ratio", "of the bf16 peak")
+    record.table("configuration", "side", "images/s", "ratio", f"of the {bench.precision} peak")
     for name in options.models or list(MODELS)[:4]:
         case = Case(bench, MODELS[name].replace(**bench.fields))
         one = Machine(device=bench.device, loaders=case.loaders())

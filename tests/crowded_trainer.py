@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from visweep.config import TrainConfig
-from visweep.errors import Crowded
+from visweep.errors import Crowded, DeviceLost
 from visweep.sealed import write_sealed
 from visweep.search.crew import Job
 from visweep.search.mps import PIPES
@@ -34,6 +34,24 @@ class CrowdedTrainer(Trainer):
             on_epoch(result)
         nothing: Any = None
         return FitResult(history, "completed", (0.5,), 1, 1, nothing)
+
+
+class LosingTrainer(CrowdedTrainer):
+    """Loses its device with trial 1, as often as a file says.
+
+    Args:
+        times: the file.
+    """
+
+    def __init__(self, times: Path) -> None:
+        self.times = times
+
+    def fit(self, model: Any, train: TrainConfig, *, on_epoch: Any, checkpoint: Path) -> Any:
+        left = int(self.times.read_text())
+        if left and checkpoint.name.startswith("trial-00001."):
+            self.times.write_text(str(left - 1))
+            raise DeviceLost("cuda:0 does not work any more for this process: illegal access")
+        return super().fit(model, train, on_epoch=on_epoch, checkpoint=checkpoint)
 
 
 def crowded_job(file: Path, **changes: Any) -> Job:

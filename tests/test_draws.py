@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 from torch import Tensor
 
+from visweep import draws as draws_module
 from visweep.draws import Draws, Part, key
 
 CPU = torch.device("cpu")
@@ -21,8 +22,8 @@ SHAPES = st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple)
 PARTS = st.lists(st.integers(-(2**40), 2**40) | st.text(max_size=5), min_size=1, max_size=4)
 
 
-def at(step: int, *seeds: int) -> Draws:
-    return Draws(seeds or (0,), CPU, ("step", step))
+def at(step: int, *seeds: int, device: torch.device = CPU) -> Draws:
+    return Draws(seeds or (0,), device, ("step", step))
 
 
 class TestKey:
@@ -169,26 +170,34 @@ def correlation(one: Tensor, other: Tensor) -> float:
     return torch.corrcoef(torch.stack([one, other]))[0, 1].item() * math.sqrt(len(one))
 
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
 class TestIndependence:
     size = (200_000,)
+
+    @pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+    def device(self, request: pytest.FixtureRequest) -> torch.device:
+        return torch.device(request.param)
 
     def mask(self, draws: Draws, place: str) -> Tensor:
         return draws.dropout_mask(self.size, [0.3] * len(draws), torch.float32, place)
 
-    def test_of_seeds(self) -> None:
-        masks = self.mask(at(0, 0, 1, 2), "drop")
+    def test_of_seeds(self, device: torch.device) -> None:
+        masks = self.mask(at(0, 0, 1, 2, device=device), "drop")
         assert max(abs(correlation(masks[i], masks[j])) for i, j in ((0, 1), (0, 2), (1, 2))) < 4
 
-    def test_of_steps(self) -> None:
-        masks = [self.mask(at(step), "drop") for step in range(3)]
+    def test_of_steps(self, device: torch.device) -> None:
+        masks = [self.mask(at(step, device=device), "drop") for step in range(3)]
         assert max(abs(correlation(masks[i], masks[j])) for i, j in ((0, 1), (0, 2), (1, 2))) < 4
 
-    def test_of_places(self) -> None:
-        masks = [self.mask(at(0), f"blocks.{i}.mlp.drop1") for i in range(3)]
+    def test_of_places(self, device: torch.device) -> None:
+        draws = at(0, device=device)
+        masks = [self.mask(draws, f"blocks.{i}.mlp.drop1") for i in range(3)]
         assert max(abs(correlation(masks[i], masks[j])) for i, j in ((0, 1), (0, 2), (1, 2))) < 4
 
-    def test_of_neighbouring_elements(self) -> None:
-        mask = self.mask(at(0), "drop")[0]
+    def test_of_neighbouring_elements(self, device: torch.device) -> None:
+        mask = self.mask(at(0, device=device), "drop")[0]
         for lag in (1, 2, 7, 8, 9, 64):
             assert abs(correlation(mask[lag:], mask[:-lag])) < 4
 
@@ -201,6 +210,17 @@ class TestIndependence:
         ]
         none = sum(count == 0 for count in counts)  # split at 0: half of the steps
         assert abs(z_score(none, 200, 0.5)) < 4
+
+
+def test_a_replica_that_drops_nothing_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws follow one another on a GPU: it would draw something else at the next place."""
+    monkeypatch.setattr(draws_module, "_seeds_for_every_place", lambda device: False)
+    together, alone = at(0, 1, 2), at(0, 1)
+    one, other = together.dropout_mask((99,), [0.0, 0.3], torch.float32, "drop")
+    assert torch.equal(one, torch.ones(99))
+    assert 0 in other
+    found, _ = together.dropout_mask((99,), [0.3, 0.3], torch.float32, "attn_drop")
+    assert torch.equal(found, alone.dropout_mask((99,), [0.3], torch.float32, "attn_drop")[0])
 
 
 class TestIntegers:

@@ -122,18 +122,15 @@ class Draws:
         return self.generators[0]
 
     def _halfwords(self, count: int, rates: Sequence[float], place: str) -> Tensor:
-        """Independent uniform 16-bit words, (K, count) int16; zeros where the rate is zero, so
-        that a replica draws what it draws alone."""
-        words = -(-count // 4)
-        none = torch.zeros(words, dtype=torch.int64, device=self.device)
-        drawn = [self._words(r, place, words) if rate else none for r, rate in enumerate(rates)]
-        return torch.stack(drawn).view(torch.int16)[:, :count]
-
-    def _words(self, replica: int, place: str, count: int) -> Tensor:
-        """Independent uniform 64-bit words, (count,) int64."""
-        words = torch.empty(count, dtype=torch.int64, device=self.device)
-        # Without the lower bound torch leaves the sign bit of every word at zero.
-        return words.random_(-(2**63), None, generator=self.generator(replica, place))
+        """Independent uniform 16-bit words, (K, count) int16; where the rate is zero none are
+        drawn, and any are kept."""
+        words = torch.empty(len(rates), -(-count // 4), dtype=torch.int64, device=self.device)
+        for replica, rate in enumerate(rates):
+            if rate:
+                # Without the lower bound torch leaves the sign bit of every word at zero.
+                generator = self.generator(replica, place)
+                words[replica].random_(-(2**63), None, generator=generator)
+        return words.view(torch.int16)[:, :count]
 
     def _whole(self, count: int) -> int:
         """How many values the whole batch has where the part has `count`."""

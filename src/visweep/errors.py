@@ -46,6 +46,10 @@ class Crowded(VisweepError):
     """A model does not fit in memory beside the others that are trained there."""
 
 
+class DeviceLost(VisweepError):
+    """After an error there, a device fails whatever it is asked by this process."""
+
+
 def unknown_name(option: str, value: str, accepted: Iterable[str]) -> UsageError:
     """The error for a misspelt name, with the nearest accepted one suggested."""
     names = sorted(accepted)

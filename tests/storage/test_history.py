@@ -65,9 +65,29 @@ def assert_same(storage: Storage, *asked: Any) -> None:
 
 
 @everywhere
+def test_one_trial_is_what_optuna_shows(storage: Storage, study_id: int) -> None:
+    """Read with one query for all that other tables say of it."""
+    theirs = RDBStorage.get_all_trials(storage, study_id)
+    ours = [storage.get_trial(trial._trial_id) for trial in theirs]
+    assert _shown(ours) == _shown(theirs)
+    # That in which they were suggested; reports are in that of their steps.
+    assert [*ours[0].params] == [*PARAMETERS]
+    assert [*ours[4].intermediate_values] == [1, 2]
+
+
+@everywhere
+def test_values_keep_their_order(storage: Storage) -> None:
+    several = storage.create_new_study(2 * MAXIMIZE, "several")
+    trial = _add(storage, several, TrialState.COMPLETE, values=[0.5, 0.25])
+    assert storage.get_trial(trial).values == [0.5, 0.25]
+
+
+@everywhere
 def test_it_is_what_optuna_shows(storage: Storage, study_id: int) -> None:
     everything = storage._get_trials(study_id, None, set(), -1)
     assert len(everything) == 7
+    assert [*everything[0].params] == [*PARAMETERS]
+    assert [*everything[4].intermediate_values] == [1, 2]
     assert_same(storage, study_id, None, set(), -1)
     ids = [trial._trial_id for trial in everything]
     assert_same(storage, study_id, None, set(), ids[3])

@@ -24,6 +24,7 @@ from visweep.training.estimate import (
     Images,
     estimate,
     images_memory,
+    pass_memory,
     peak_memory,
     seconds_per_epoch,
     step_memory,
@@ -196,6 +197,29 @@ class TestAmounts:
         # The first stages keep what a model without the last one keeps.
         shorter = model.replace(widths=(8, 16), depths=(1, 2))
         assert memory_amounts(shorter, train, "float32", "cpu")[1]["stored"] == stored[1]
+
+    def test_narrow_layers_fill_the_vectors_of_older_processors(self, train: TrainConfig) -> None:
+        model = ConvNetConfig(image_size=32, widths=(8, 24), depths=(1, 1))
+        old, new = (amounts(model, 1, 1, training=True, lanes=lanes) for lanes in (8, 16))
+        assert old["multiply-adds"] < new["multiply-adds"]
+        assert old["uneven"] == 0 < new["uneven"]
+        price = Calibration(
+            device="cpu",
+            precision="float32",
+            lanes=8,
+            step={"multiply-adds": 1.0},
+            evaluation={"multiply-adds": 1.0},
+            memory={"even": 1.0},
+            held=0.0,
+        )
+        for cost in (
+            lambda price: seconds_per_epoch(model, train, Images(64, 64), price),
+            lambda price: seconds_per_epoch(model, train, Images(0, 64), price),
+            lambda price: -peak_memory(model, train, price),
+            lambda price: -pass_memory(model, train, price, 1),
+            lambda price: -step_memory(model, train, price),
+        ):
+            assert cost(price) < cost(replace(price, lanes=16))
 
     @pytest.mark.parametrize("block", ["post_norm", "single_residual", "parallel"])
     def test_blocks_differ_in_them_as_in_what_they_compute(self, block: str) -> None:

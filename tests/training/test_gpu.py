@@ -182,12 +182,16 @@ def test_nothing_in_an_epoch_waits_for_the_gpu(
     shared = Pass.of(model, train, to_device(many_quadrants, CUDA))
     for _ in range(2):  # all is made and captured then
         shared.epoch([1])
-    steps = shared.training([2])
+    pieces = shared.pieces([2])
     with no_waiting():
-        for _ in range(shared.steps_per_epoch):
-            next(steps)
-        counted = shared._tally(shared.data.val)
-    assert min(counted.read().loss) > 0
+        for _ in range(shared.steps_per_epoch + 1):  # the last of which is the evaluation
+            next(pieces)
+    with pytest.raises(StopIteration) as ended:
+        next(pieces)
+    (result,) = ended.value.value
+    assert min(result.val_loss) > 0
+    assert result.train_seconds > 0
+    assert result.val_seconds > 0
 
 
 class TestGraphs:

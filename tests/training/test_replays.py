@@ -16,7 +16,7 @@ from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
 from visweep.errors import Crowded
-from visweep.training import graphs, passes, probe
+from visweep.training import evaluate, graphs, passes, probe
 from visweep.training.amounts import EVALUATED
 from visweep.training.cost import seconds_per_epoch
 from visweep.training.fit import fit
@@ -280,6 +280,24 @@ def test_a_probe_times_replays_alone(
         compute()
         assert {what for what, _ in timed[-1][len(timed[0]) :]} <= {"replay", "look"}
         assert len(timed[-1]) > len(timed[0])
+
+
+def test_all_batches_of_an_evaluation_are_replayed(
+    model: ModelConfig, exact: TrainConfig, data: ResidentData, events: Events
+) -> None:
+    """The last one, too, which looks again at images of the one before it."""
+    images = len(data.val)
+    batches = -(-images // EVALUATED["cpu"])
+    assert images % EVALUATED["cpu"]
+    run = Pass.of(model, exact, data)
+    plainly, _ = run._tally(data.val), run._tally(data.val)  # the second is captured
+    events.clear()
+    replayed = run._tally(data.val)
+    assert events == [("look", 0)] * batches
+    expected = evaluate.tally(run.model, data, data.val, run.replicas, run.dtype)
+    for counted in (plainly, replayed):
+        assert torch.equal(counted.correct, expected.correct)
+        torch.testing.assert_close(counted.loss, expected.loss)
 
 
 def test_captured_evaluations_keep_batches_apart(data: ResidentData, events: Events) -> None:

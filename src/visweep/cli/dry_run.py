@@ -57,8 +57,9 @@ def print_dry_run(console: Console, prepared: Prepared) -> None:
     _print_sizes(console, prepared, data, left)
     text.print_line(
         console,
-        "Times were measured on a few steps of models that were thrown away. Memory is the most "
-        f"that a process holds{_INCLUDED[device.type]}; it is estimated from smaller models.",
+        "Times were measured on a few steps and evaluations of models that were thrown away. "
+        f"Memory is the most that a process holds{_INCLUDED[device.type]}; it is estimated from "
+        "smaller models.",
     )
 
 
@@ -120,7 +121,7 @@ def _print_arms(console: Console, prepared: Prepared, data: ResidentData, left: 
         text.print_line(
             console,
             f"{text.plural(left, 'trial')}: about {total} of one process's time, measured on a "
-            "few steps of models that were thrown away.",
+            "few steps and evaluations of models that were thrown away.",
         )
 
 

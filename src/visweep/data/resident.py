@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,10 @@ class ResidentSplit:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def first(self, count: int) -> ResidentSplit:
+        """The first so many of them, or all if there are fewer; a view."""
+        return replace(self, bordered=self.bordered[:count], labels=self.labels[:count])
 
     @property
     def images(self) -> Tensor:

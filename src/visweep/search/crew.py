@@ -26,7 +26,14 @@ from typing import Any
 
 import optuna
 
-from visweep.errors import Crowded, DataError, StorageError, UsageError, VisweepError
+from visweep.errors import (
+    Crowded,
+    DataError,
+    DeviceLost,
+    StorageError,
+    UsageError,
+    VisweepError,
+)
 from visweep.search.interrupt import Interrupt
 from visweep.search.packing import make_worker
 from visweep.search.processes import context_with_torch
@@ -414,6 +421,10 @@ def work(job: Job, pipe: Connection) -> None:
     except Crowded as e:
         teller.note(str(e))
         teller.tell("made_room")
+    except DeviceLost as e:
+        teller.note(str(e))
+        # Like one that was killed: its trial counts that, and another worker takes its place.
+        os.kill(os.getpid(), signal.SIGKILL)
     except VisweepError as e:
         teller.tell("error", type(e).__name__, str(e))
     except Exception as e:

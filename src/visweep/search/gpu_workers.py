@@ -19,12 +19,11 @@ from visweep.config import ModelConfig, TrainConfig
 from visweep.errors import OutOfMemory, VisweepError
 from visweep.search.processes import context_with_torch
 from visweep.search.spaces import centre, corners
+from visweep.search.threads import MOST_WORKERS
 from visweep.storage.specification import Specification
 from visweep.training import calibrations
 from visweep.training.memory_amounts import memory_amounts
 
-MOST = 8
-"""More than so many proposals at once tell a sampler too little of each other."""
 _WORTH = 1.1
 """Twice as many workers are to be so much faster, since each of them takes memory."""
 _BATCHES = 24
@@ -56,7 +55,7 @@ def workers_on(
     known = calibrations.read(path, lambda found: int(found["workers"]))
     if known is not None:
         return known
-    tell("trying how many workers the GPU takes, once for this search: up to half a minute")
+    tell("trying how many workers the GPU takes, once for this search")
     try:
         with tries(typical, largest, device, served) as rate:
             known = best_count(rate)
@@ -67,7 +66,7 @@ def workers_on(
     return known
 
 
-def best_count(rate: Rate, most: int = MOST) -> int:
+def best_count(rate: Rate, most: int = MOST_WORKERS) -> int:
     """The number of workers, doubled for as long as that is worth it."""
     best, fastest = 1, rate(1)
     if fastest is None:

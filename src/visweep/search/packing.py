@@ -177,10 +177,15 @@ class Bucket(Company):
 
 class _InPlace(Company):
     def __init__(self, bucket: Bucket, place: Place[Any]) -> None:
-        self.keep_to = bucket.keep_to  # type: ignore[method-assign]
-        self.began = bucket.began  # type: ignore[method-assign]
+        self._bucket = bucket
         self._place = place
         self.first = place.number == 0
+
+    def keep_to(self) -> Mapping[str, Any]:
+        return self._bucket.keep_to()
+
+    def began(self, parameters: Mapping[str, Any]) -> None:
+        self._bucket.began(parameters)
 
     def pause(self, seconds: float) -> None:
         self._place.pause()

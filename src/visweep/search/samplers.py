@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from functools import cached_property
 from itertools import groupby
 from operator import attrgetter
@@ -147,9 +147,9 @@ def propose(
     if set(space) <= set(fixed):
         return {name: fixed[name] for name in space}
     history = _History(study, sampler)
-    seen = _Seen(study, history.trials)
+    seen = _Seen(study, lambda: history.trials)
     sampler.before_trial(seen, trial)
-    fewer = _Seen(study, history.one_of_each_space())
+    fewer = _Seen(study, history.one_of_each_space)
     relative_space = sampler.infer_relative_search_space(fewer, trial)
     relative = sampler.sample_relative(seen, trial, relative_space)
     proposed: dict[str, Any] = {}
@@ -168,8 +168,8 @@ def propose(
 
 
 class _History:
-    """A study's history at one moment, as a sampler is to see it: what did not fit in memory is
-    the worst there is.
+    """A study's history as a sampler is to see it, at the moment when it first asks: what did not
+    fit in memory is the worst there is.
 
     Optuna's TPE ranks pruned trials by the steps that they made, those without any last, and
     after all completed ones. Other samplers know completed trials only, and would propose again
@@ -177,9 +177,12 @@ class _History:
     """
 
     def __init__(self, study: optuna.Study, sampler: BaseSampler) -> None:
+        self._study = study
         self._knows_pruned = isinstance(sampler, optuna.samplers.TPESampler)
-        self._stored = study.get_trials(deepcopy=False)
-        self.trials = [self._shown(trial) for trial in self._stored]
+
+    @cached_property
+    def trials(self) -> list[FrozenTrial]:
+        return [self._shown(trial) for trial in self._stored]
 
     def one_of_each_space(self) -> list[FrozenTrial]:
         """Of the trials in each state, the first and each whose space is not that of the one
@@ -200,6 +203,10 @@ class _History:
         return shown
 
     @cached_property
+    def _stored(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    @cached_property
     def _worst(self) -> float | None:
         values = [t.value for t in self._stored if t.state == TrialState.COMPLETE]
         return min((value for value in values if value is not None), default=None)
@@ -208,10 +215,11 @@ class _History:
 class _Seen(optuna.Study):
     """A study of which a sampler sees some trials only.
 
-    A sampler asks for them several times, and each takes as long as all that is stored is large.
+    A sampler asks for them several times, or never; and each takes as long as all that is stored
+    is large.
     """
 
-    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+    def __init__(self, study: optuna.Study, trials: Callable[[], list[FrozenTrial]]) -> None:
         vars(self).update(vars(study))
         self._storage: Any = _Unshared(study._storage)
         self._shown = trials
@@ -222,7 +230,7 @@ class _Seen(optuna.Study):
         states: Container[TrialState] | None = None,
         use_cache: bool = False,
     ) -> list[FrozenTrial]:
-        found = [t for t in self._shown if states is None or t.state in states]
+        found = [t for t in self._shown() if states is None or t.state in states]
         return copy.deepcopy(found) if deepcopy else found
 
     get_trials = _get_trials

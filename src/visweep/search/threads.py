@@ -11,14 +11,14 @@ from visweep.search.study import OpenStudy
 THREADS = "visweep:threads"
 """Study attribute: threads of each worker. Sums are rounded by it, so it stays as it was."""
 
-_MOST_WORKERS = 8
+MOST_WORKERS = 8
 """More than so many proposals at once tell a sampler too little of each other."""
 
 
 def default_workers(device: str) -> int:
     """One per core on the CPU: two of one thread are faster than one of two (RESULTS.md). On a GPU
     one; how many more are worth it is tried, see `visweep.search.gpu_workers`."""
-    return min(cores(), _MOST_WORKERS) if device == "cpu" else 1
+    return min(cores(), MOST_WORKERS) if device == "cpu" else 1
 
 
 def pinned_threads(opened: OpenStudy, workers: int, device: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from visweep.config import ModelConfig, TrainConfig
 from visweep.data.resident import ResidentData
 from visweep.search.packing import Engine, Place
 from visweep.search.worker import Trainer
-from visweep.training.device import use
+from visweep.training.device import insisting_that_it_works, use
 from visweep.training.fit import fit, require_fit
 from visweep.training.memory import give_back
 from visweep.training.passes import Member
@@ -47,7 +48,7 @@ class SharedTrainer(Trainer):
     def fit(
         self, model: ModelConfig, train: TrainConfig, *, on_epoch: OnEpoch, checkpoint: Path
     ) -> FitResult:
-        try:
+        with self._at_the_device():
             return fit(
                 model,
                 train,
@@ -57,9 +58,15 @@ class SharedTrainer(Trainer):
                 others_beside=self.others_beside,
                 room=self._room,
             )
-        finally:
-            # The next model may be smaller, and other workers share this machine's memory.
-            give_back()
+
+    @contextmanager
+    def _at_the_device(self) -> Iterator[None]:
+        with insisting_that_it_works(self._data.device):
+            try:
+                yield
+            finally:
+                # The next model may be smaller, and other workers share this machine's memory.
+                give_back()
 
 
 class PassEngine(Engine[Turn]):
@@ -82,8 +89,9 @@ class PassEngine(Engine[Turn]):
         return _PlaceTrainer(self, place)
 
     def round(self) -> Iterator[tuple[Place[Turn], Turn]]:
-        for turn in self.rounds.round():
-            yield self._place_of[turn.run], turn
+        with insisting_that_it_works(self.data.device):
+            for turn in self.rounds.round():
+                yield self._place_of[turn.run], turn
 
     def train(self, run: Run, place: Place[Turn]) -> FitResult:
         """A run to its end; called by the place."""
@@ -113,8 +121,6 @@ class _PlaceTrainer(SharedTrainer):
     ) -> FitResult:
         use(self._data.device)  # each thread has its own
         require_fit(model, train, self._data)
-        run = Run(Member(model, train), self._data, on_epoch, checkpoint)
-        try:
+        with self._at_the_device():
+            run = Run(Member(model, train), self._data, on_epoch, checkpoint)
             return self._engine.train(run, self._place)
-        finally:
-            give_back()

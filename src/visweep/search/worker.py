@@ -18,7 +18,14 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
 from visweep.config import ModelConfig, TrainConfig
-from visweep.errors import CheckpointError, Crowded, OutOfMemory, StorageError, VisweepError
+from visweep.errors import (
+    CheckpointError,
+    Crowded,
+    DeviceLost,
+    OutOfMemory,
+    StorageError,
+    VisweepError,
+)
 from visweep.search.attributes import attributes_of
 from visweep.search.duplicates import propose_next, trained_as
 from visweep.search.heartbeat import Heartbeat
@@ -160,6 +167,7 @@ class Worker:
         Raises:
             SweepFailed: see `SAME_FAILURES`.
             StorageError: the storage failed; every finished trial is kept.
+            DeviceLost: this process can train nothing more.
         """
         try:
             with storage_errors(self.opened.storage):
@@ -207,6 +215,9 @@ class Worker:
         except LeaseLost as e:
             self.watcher.note(str(e))
             self.watcher.left(lease.number)
+        except DeviceLost:
+            # This process ends, and the lease with it: whoever takes the trial over counts that.
+            raise
         except BaseException:
             slots.release(lease)
             raise
@@ -220,6 +231,7 @@ class _TrialRun:
         self.opened = worker.opened
         self.lease = lease
         self.heartbeat = heartbeat
+        self.latest, worker.latest = worker.latest, None
         self.spec = worker.opened.specification
         self.parameters: dict[str, Any] = {}
         self.curve: dict[int, float] = {}
@@ -258,7 +270,7 @@ class _TrialRun:
             # Who has adopted the trial clears away what this worker was writing.
             self.opened.slots.renew(self.lease)
             raise
-        except (StorageError, LeaseLost, *DATABASE_ERRORS):
+        except (StorageError, LeaseLost, DeviceLost, *DATABASE_ERRORS):
             raise
         except OutOfMemory as e:
             self._give_up(e)
@@ -275,10 +287,9 @@ class _TrialRun:
     def _progress(self) -> Progress:
         """How far the study is, with this trial begun. That others began or ended one since the
         last one ended here, a moment ago, is shown when this one ends."""
-        latest, self.worker.latest = self.worker.latest, None
-        if latest is None or self.lease.adopted:
+        if self.latest is None or self.lease.adopted:
             return self.opened.progress()
-        return replace(latest, running=latest.running + 1)
+        return replace(self.latest, running=self.latest.running + 1)
 
     def conclude(self) -> None:
         """What follows from the trial's end; the lease has been given back.

@@ -7,8 +7,8 @@ history is looked at, it reads anew what has not finished, which includes every 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -159,38 +159,89 @@ def _changed(
     return rows if tuple(value or 0 for value in found) == expected else None
 
 
+_PARAMETER, _VALUE, _REPORT, _USER, _SYSTEM = range(5)
+"""What a row tells of a trial."""
+
+
 @dataclass(frozen=True)
-class _Tables:
-    """Queries for whole trials, one per table."""
+class _Whole:
+    """Queries for whole trials.
+
+    Attributes:
+        trials: for their rows of the table `trials`.
+        parts: for what other tables say of them: what it is, the trial, and a place, a name, a
+            number and a text, of which each kind has some.
+    """
 
     trials: sa.Select[Any]
-    params: sa.Select[Any]
-    values: sa.Select[Any]
-    reports: sa.Select[Any]
-    user_attributes: sa.Select[Any]
-    system_attributes: sa.Select[Any]
+    parts: Sequence[sa.Select[Any] | sa.CompoundSelect[Any]]
 
     @classmethod
-    def of(cls, which: Callable[[sa.Table], sa.ColumnElement[bool]]) -> _Tables:
+    def of(cls, which: Callable[[sa.Table], sa.ColumnElement[bool]]) -> _Whole:
         """Of the trials for which `which` holds in every table."""
+        whole = sa.select(trials).where(which(trials)).order_by(trials.c.trial_id)
+        return cls(whole, [part.where(which(t)).order_by("place") for t, part in _PARTS.items()])
 
-        def columns(table: sa.Table, *names: str) -> sa.Select[Any]:
-            found = [table.c[name] for name in names]
-            return sa.select(table.c.trial_id, *found).where(which(table)).order_by(found[0])
-
-        return cls(
-            trials=sa.select(trials).where(which(trials)).order_by(trials.c.trial_id),
-            params=columns(params, "param_id", "param_name", "param_value", "distribution_json"),
-            values=columns(values, "objective", "value", "value_type"),
-            reports=columns(reports, "step", "intermediate_value", "intermediate_value_type"),
-            user_attributes=columns(user_attributes, "key", "value_json"),
-            system_attributes=columns(system_attributes, "key", "value_json"),
-        )
+    def at_once(self) -> _Whole:
+        """The same with one query for all parts, which takes longer where there are many."""
+        every = sa.union_all(*(part.order_by(None) for part in self.parts))
+        return replace(self, parts=[every.order_by("kind", "place")])
 
 
-_OF_IDS = _Tables.of(lambda table: table.c.trial_id.in_(_IDS))
-_OF_AN_ID = _Tables.of(lambda table: table.c.trial_id == sa.bindparam("this"))
-_OF_A_STUDY = _Tables.of(
+def _part(
+    kind: int,
+    table: sa.Table,
+    place: sa.Column[Any] | None = None,
+    name: sa.Column[Any] | None = None,
+    number: sa.Column[Any] | None = None,
+    text: sa.ColumnElement[Any] | None = None,
+) -> sa.Select[Any]:
+    def of(column: sa.ColumnElement[Any] | None, kind: type[Any], label: str) -> sa.Label[Any]:
+        # Of each column the databases want one type in all parts.
+        return sa.cast(sa.null() if column is None else column, kind).label(label)
+
+    return sa.select(
+        sa.literal_column(str(kind), sa.Integer).label("kind"),
+        table.c.trial_id.label("trial_id"),
+        of(place, sa.Integer, "place"),
+        of(name, sa.Text, "name"),
+        of(number, sa.Double, "number"),
+        of(text, sa.Text, "text"),
+    )
+
+
+_PARTS = {
+    params: _part(
+        _PARAMETER,
+        params,
+        params.c.param_id,
+        params.c.param_name,
+        params.c.param_value,
+        params.c.distribution_json,
+    ),
+    values: _part(
+        _VALUE, values, values.c.objective, number=values.c.value, text=values.c.value_type
+    ),
+    reports: _part(
+        _REPORT,
+        reports,
+        reports.c.step,
+        number=reports.c.intermediate_value,
+        text=reports.c.intermediate_value_type,
+    ),
+    user_attributes: _part(
+        _USER, user_attributes, name=user_attributes.c.key, text=user_attributes.c.value_json
+    ),
+    system_attributes: _part(
+        _SYSTEM,
+        system_attributes,
+        name=system_attributes.c.key,
+        text=system_attributes.c.value_json,
+    ),
+}
+_OF_IDS = _Whole.of(lambda table: table.c.trial_id.in_(_IDS))
+_OF_AN_ID = _Whole.of(lambda table: table.c.trial_id == sa.bindparam("this")).at_once()
+_OF_A_STUDY = _Whole.of(
     lambda table: table.c.trial_id.in_(sa.select(trials.c.trial_id).where(_OF_STUDY))
 )
 
@@ -205,28 +256,31 @@ def _read(connection: sa.Connection, study_id: int, ids: Sequence[int]) -> list[
 
 
 def _read_by(
-    connection: sa.Connection, tables: _Tables, which: Mapping[str, Any]
+    connection: sa.Connection, whole: _Whole, which: Mapping[str, Any]
 ) -> list[FrozenTrial]:
-    found = {row.trial_id: _bare(row) for row in connection.execute(tables.trials, which)}
-
-    def parts(query: sa.Select[Any]) -> Iterator[Sequence[Any]]:
-        """Rows of another table: the trial, and what the query names."""
-        for trial_id, *part in connection.execute(query, which):
+    found = {row.trial_id: _bare(row) for row in connection.execute(whole.trials, which)}
+    for query in whole.parts if found else ():
+        for kind, trial_id, *part in connection.execute(query, which):
             if trial_id in found:  # which may have come, or gone, meanwhile
-                yield found[trial_id], *part
-
-    for trial, _, name, value, text in parts(tables.params):
-        trial._distributions[name] = _distribution(text)
-        trial._params[name] = trial._distributions[name].to_external_repr(value)
-    for trial, _, value, kind in parts(tables.values):
-        trial._values = [*(trial._values or ()), _value(value, kind)]
-    for trial, step, value, kind in parts(tables.reports):
-        trial.intermediate_values[step] = _reported(value, kind)
-    for trial, key, text in parts(tables.user_attributes):
-        trial._user_attrs[key] = json.loads(text)
-    for trial, key, text in parts(tables.system_attributes):
-        trial._system_attrs[key] = json.loads(text)
+                _add(found[trial_id], kind, *part)
     return list(found.values())
+
+
+def _add(trial: FrozenTrial, kind: int, place: int, name: str, number: Any, text: str) -> None:
+    """Let a trial have what a row tells of it; a number that is None is not finite."""
+    if kind == _PARAMETER:
+        trial._distributions[name] = _distribution(text)
+        trial._params[name] = trial._distributions[name].to_external_repr(number)
+    elif kind == _VALUE:
+        value = TrialValueModel.stored_repr_to_value(number, TrialValueModel.TrialValueType[text])
+        trial._values = [*(trial._values or ()), value]
+    elif kind == _REPORT:
+        type_ = TrialIntermediateValueModel.TrialIntermediateValueType[text]
+        value = TrialIntermediateValueModel.stored_repr_to_intermediate_value(number, type_)
+        trial.intermediate_values[place] = value
+    else:
+        attributes = trial._user_attrs if kind == _USER else trial._system_attrs
+        attributes[name] = json.loads(text)
 
 
 def _bare(row: sa.Row[*tuple[Any, ...]]) -> FrozenTrial:
@@ -244,10 +298,6 @@ def _bare(row: sa.Row[*tuple[Any, ...]]) -> FrozenTrial:
         intermediate_values={},
         trial_id=row.trial_id,
     )
-
-
-_value = TrialValueModel.stored_repr_to_value
-_reported = TrialIntermediateValueModel.stored_repr_to_intermediate_value
 
 
 @lru_cache(maxsize=1024)

@@ -18,7 +18,8 @@ EVALUATED = {"cpu": 128, "cuda": 512}
 only cost memory. What is estimated is what is done: the evaluation itself reads them here."""
 
 LANES = 16
-"""Convolutions compute so many channels at a time, however few there are."""
+"""Convolutions compute so many channels at a time, however few there are: numbers of a vector, of
+which older processors have half as many."""
 
 Amounts = Mapping[str, float]
 
@@ -29,16 +30,23 @@ def priced(counted: Amounts, prices: Amounts) -> float:
 
 
 def amounts(
-    model: ModelConfig, images: int, replicas: int, *, training: bool, threads: int = 1
+    model: ModelConfig,
+    images: int,
+    replicas: int,
+    *,
+    training: bool,
+    threads: int = 1,
+    lanes: int = LANES,
 ) -> dict[str, float]:
     """What a pass over a batch consists of: that of a training step, or forward only.
 
     Args:
         threads: of the processor, that compute; 0 where a GPU does.
+        lanes: how many numbers a vector of the processor has.
     """
     stacked = replicas * images
     counted = (
-        _convnet(model, stacked)
+        _convnet(model, stacked, lanes)
         if isinstance(model, ConvNetConfig)
         else _vit(model, stacked)
         | _dropped(model, images, replicas, threads if training else None)
@@ -81,22 +89,25 @@ def _dropped(
     }
 
 
-def _convnet(model: ConvNetConfig, stacked: int) -> dict[str, float]:
+def _convnet(model: ConvNetConfig, stacked: int, lanes: int) -> dict[str, float]:
     layers = list(convolutions(model))
     return {
         "convolutions": len(layers),
         "multiply-adds": stacked
         * sum(
-            layer.size**2 * layer.kernel**2 * padded(layer.in_channels) * padded(layer.channels)
+            layer.size**2
+            * layer.kernel**2
+            * padded(layer.in_channels, lanes)
+            * padded(layer.channels, lanes)
             for layer in layers
         ),
         "inputs": stacked * sum(layer.inputs for layer in layers),
         "elements": stacked * sum(layer.outputs for layer in layers),
         "normed": stacked * sum(layer.outputs for layer in layers if layer.normed),
-        "uneven": stacked * sum(layer.outputs for layer in layers if layer.channels % LANES),
+        "uneven": stacked * sum(layer.outputs for layer in layers if layer.channels % lanes),
     }
 
 
-def padded(channels: int) -> int:
+def padded(channels: int, lanes: int) -> int:
     """So many channels are computed."""
-    return -(-channels // LANES) * LANES
+    return -(-channels // lanes) * lanes

@@ -1,24 +1,28 @@
-"""What an epoch takes on the device at hand, measured by training a few steps."""
+"""What an epoch takes on the device at hand, measured on a few steps and some evaluations."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
 from visweep.config import ModelConfig, TrainConfig
 from visweep.data.resident import ResidentData
-from visweep.training.device import used
+from visweep.training.amounts import EVALUATED
+from visweep.training.device import used, wait_for
+from visweep.training.estimate import Images, evaluations
 from visweep.training.memory import insist
 from visweep.training.passes import FIRST_STEPS, Pass
 from visweep.training.resolve import require_batch
 
-_TIMED_STEPS = 4
+_TIMES = 4
 
 
 def seconds_per_epoch(model: ModelConfig, train: TrainConfig, data: ResidentData) -> float:
-    """Of training all replicas, timed on a few steps of a model that is thrown away.
+    """Of training all replicas and evaluating them: timed on a few steps of a model that is thrown
+    away, and on as many validation images as one forward pass takes.
 
     Raises:
         UsageError: there are fewer training images than a batch has.
@@ -31,9 +35,11 @@ def seconds_per_epoch(model: ModelConfig, train: TrainConfig, data: ResidentData
 
 def _measured(model: ModelConfig, train: TrainConfig, data: ResidentData) -> float:
     run = Pass.of(model, train, data)
-    steps = steps_as_in_an_epoch(run)
-    # The fastest of them: others use this machine, too.
-    return min(_seconds(steps, data.device) for _ in range(_TIMED_STEPS)) * run.steps_per_epoch
+    step = _fastest(partial(next, steps_as_in_an_epoch(run)), data.device)
+    some = data.val.first(EVALUATED[data.device.type])
+    evaluation = _fastest(partial(run.evaluate, some), data.device)
+    looked_at = sum(evaluations(train, Images(len(data.train), len(data.val))))
+    return step * run.steps_per_epoch + evaluation * looked_at / len(some)
 
 
 def steps_as_in_an_epoch(run: Pass) -> Iterator[None]:
@@ -50,14 +56,14 @@ def _without_end(run: Pass) -> Iterator[None]:
         yield from run.training([1])
 
 
-def _seconds(steps: Iterator[None], device: torch.device) -> float:
-    _wait(device)
+def _fastest(piece: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of a few: others use this machine, too."""
+    return min(_seconds(piece, device) for _ in range(_TIMES))
+
+
+def _seconds(piece: Callable[[], object], device: torch.device) -> float:
+    wait_for(device)
     started = time.perf_counter()
-    next(steps)
-    _wait(device)
+    piece()
+    wait_for(device)
     return time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

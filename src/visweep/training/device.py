@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
 
 from visweep.config import Precision, TrainConfig
+from visweep.errors import DeviceLost
 from visweep.training.resolve import device_name, precision_on
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -61,6 +63,33 @@ def wait_for(device: torch.device) -> None:
     """Until the current stream of a GPU has done what it was told; elsewhere it always has."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
+
+
+@contextmanager
+def insisting_that_it_works(device: torch.device) -> Iterator[None]:
+    """What fails in here is told from what ends the use of a GPU by this process: after a kernel
+    that reads where it must not, say, every later call fails there, whatever it is for.
+
+    Raises:
+        DeviceLost: nothing works there any more.
+    """
+    try:
+        yield
+    except RuntimeError as e:
+        if _works(device):
+            raise
+        cause = str(e).partition("\n")[0]
+        raise DeviceLost(f"{device} does not work any more for this process: {cause}") from e
+
+
+def _works(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
 
 
 def reset_peak_memory(device: torch.device) -> None:

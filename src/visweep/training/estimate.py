@@ -14,10 +14,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from visweep.config import ModelConfig, TrainConfig
-from visweep.training.amounts import EVALUATED, Amounts, amounts, priced
+from visweep.training.amounts import EVALUATED, LANES, Amounts, amounts, priced
 from visweep.training.counts import multiply_adds, num_params
 from visweep.training.memory_amounts import memory_amounts
 
@@ -41,6 +42,7 @@ class Calibration:
         device: `cpu` or `cuda`.
         precision: of the forward and backward pass.
         threads: of the processor, that compute; 0 where a GPU does.
+        lanes: how many numbers a vector of the processor has.
         step: seconds per unit of each amount of a training step.
         evaluation: seconds per unit of each amount of a forward pass.
         memory: bytes per unit of each amount that is held.
@@ -53,6 +55,7 @@ class Calibration:
     device: str
     precision: str
     threads: int = 1
+    lanes: int = LANES
     step: Amounts
     evaluation: Amounts
     memory: Amounts
@@ -137,10 +140,15 @@ def estimate(
     )
 
 
+def _where(calibration: Calibration) -> dict[str, Any]:
+    """On what a trial is trained there, as `memory_amounts` takes it."""
+    fields = ("precision", "device", "threads", "lanes")
+    return {name: getattr(calibration, name) for name in fields}
+
+
 def peak_memory(model: ModelConfig, train: TrainConfig, calibration: Calibration) -> float:
     """Bytes at most, as `Estimate` has it."""
-    of, threads = (calibration.precision, calibration.device), calibration.threads
-    moments = memory_amounts(model, train, *of, threads=threads)
+    moments = memory_amounts(model, train, **_where(calibration))
     return max(priced(held, calibration.memory) for held in moments)
 
 
@@ -149,8 +157,7 @@ def pass_memory(
 ) -> float:
     """Bytes at most in a step or an evaluation of so many replicas at a time; a checkpoint, which
     is of all of them, may take more."""
-    of, threads = (calibration.precision, calibration.device), calibration.threads
-    *passes, _ = memory_amounts(model, train, *of, threads=threads, at_once=at_once)
+    *passes, _ = memory_amounts(model, train, **_where(calibration), at_once=at_once)
     return max(priced(held, calibration.memory) for held in passes)
 
 
@@ -178,10 +185,8 @@ def step_memory(
         divided: what `train` calls a batch is a part of one.
         at_once: so many of the replicas are under way at a time; None for all.
     """
-    of = calibration.precision, calibration.device
-    *steps, _, _ = memory_amounts(
-        model, train, *of, threads=calibration.threads, divided=divided, at_once=at_once
-    )
+    where = _where(calibration)
+    *steps, _, _ = memory_amounts(model, train, **where, divided=divided, at_once=at_once)
     return max(priced(held, calibration.memory) for held in steps)
 
 
@@ -192,23 +197,32 @@ def seconds_per_epoch(
     replicas = len(train.seeds)
     steps = images.train // train.batch_size
     of_a_step = amounts(
-        model, train.batch_size, replicas, training=True, threads=calibration.threads
+        model,
+        train.batch_size,
+        replicas,
+        training=True,
+        threads=calibration.threads,
+        lanes=calibration.lanes,
     )
-    evaluations = [images.val]
-    if train.train_curves:
-        evaluations += 2 * [min(images.train, images.val)]
     return steps * priced(of_a_step, calibration.step) + sum(
-        _seconds_of_evaluation(model, replicas, count, calibration) for count in evaluations
+        _seconds_of_evaluation(model, replicas, count, calibration)
+        for count in evaluations(train, images)
     )
+
+
+def evaluations(train: TrainConfig, images: Images) -> list[int]:
+    """How many images each evaluation of an epoch goes over."""
+    probed = min(images.train, images.val)
+    return [images.val, probed, probed] if train.train_curves else [images.val]
 
 
 def _seconds_of_evaluation(
     model: ModelConfig, replicas: int, images: int, calibration: Calibration
 ) -> float:
     whole, rest = divmod(images, EVALUATED[calibration.device])
+    if calibration.device == "cuda" and whole and rest:
+        whole, rest = whole + 1, 0  # see `evaluate.tally`
     passes = [EVALUATED[calibration.device]] * bool(whole) + [rest] * bool(rest)
-    seconds = [
-        priced(amounts(model, size, replicas, training=False), calibration.evaluation)
-        for size in passes
-    ]
+    counted = partial(amounts, model, replicas=replicas, training=False, lanes=calibration.lanes)
+    seconds = [priced(counted(images=size), calibration.evaluation) for size in passes]
     return (whole * seconds[0] if whole else 0.0) + (seconds[-1] if rest else 0.0)

@@ -62,6 +62,7 @@ def tally(
     dtype: torch.dtype,
     through: Through = lambda predicted, images: predicted(images),
     seen: Seen | None = None,
+    equal: bool = False,
 ) -> Tally:
     """Evaluate with dropout off; the model is left in training mode.
 
@@ -73,6 +74,8 @@ def tally(
         dtype: of the forward pass.
         through: by which way logits come from images, such as a captured graph.
         seen: how images are seen; None for the plain transform, which leaves them as they are.
+        equal: whether all batches have equally many images, as graphs want: the last one then
+            looks again at some that have been counted.
 
     Raises:
         OutOfMemory: a single image does not fit in memory.
@@ -89,13 +92,15 @@ def tally(
 
     start = 0
     while start < len(split):
-        batch = range(start, min(start + size, len(split)))
-        logits = _predicted(partial(look_at, batch), size)
+        stop = min(start + size, len(split))
+        first = stop - size if equal else start
+        logits = _predicted(partial(look_at, range(first, stop)), size)
         if logits is None:
             size //= 2
             continue
-        labels = split.labels[batch.start : batch.stop].expand(replicas, -1)
-        start = batch.stop
+        logits = logits[:, start - first :]
+        labels = split.labels[start:stop].expand(replicas, -1)
+        start = stop
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         loss += losses.view(replicas, -1).sum(1)
         correct.append(logits.argmax(-1) == labels)

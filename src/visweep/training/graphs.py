@@ -50,8 +50,9 @@ class Graph:
         # Where a capture fails, torch leaves its stream behind as the current one.
         with _undisturbed(), torch.cuda.stream(own):
             self._graph = torch.cuda.CUDAGraph()
-            for generator in generators:
-                self._graph.register_generator_state(generator)
+            if torch.__version__ < "2.14":  # which sees by itself what is drawn from
+                for generator in generators:
+                    self._graph.register_generator_state(generator)
             with torch.cuda.graph(self._graph, stream=stream):
                 work()
 

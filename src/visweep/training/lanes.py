@@ -7,8 +7,8 @@ all lanes busy, and what they do in which order is always the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -30,15 +30,14 @@ class Lane:
         on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """What is put into a queue meanwhile follows on what was done here, and outside lanes."""
-        if self._stream is None:
-            yield
-            return
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
-            yield
+    def follow(self) -> None:
+        """What is done here from now on comes after what was done outside lanes so far."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+
+    def entered(self) -> AbstractContextManager[object]:
+        """What is put into a queue meanwhile follows on what was done here."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
 def all_of(pieces: Pieces[_T]) -> _T:
@@ -65,6 +64,8 @@ def side_by_side(
         The outcome of each, or what it raised.
     """
     outcomes: dict[int, _T | Exception] = {}
+    for lane, _ in works:
+        lane.follow()
     while len(outcomes) < len(works):
         for index, (lane, pieces) in enumerate(works):
             if index in outcomes:

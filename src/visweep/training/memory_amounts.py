@@ -26,6 +26,7 @@ def memory_amounts(
     device: str,
     *,
     threads: int = 1,
+    lanes: int = LANES,
     divided: bool = False,
     at_once: int | None = None,
 ) -> list[dict[str, float]]:
@@ -33,7 +34,7 @@ def memory_amounts(
     evaluation, and while its checkpoint is written.
 
     Args:
-        threads: of the processor, that compute; 0 where a GPU does.
+        threads, lanes: see `visweep.training.amounts.amounts`.
         divided, at_once: see `visweep.training.estimate.step_memory`.
     """
     replicas, size = len(train.seeds), _BYTES[precision]
@@ -41,7 +42,7 @@ def memory_amounts(
     stacked, evaluated = together * train.batch_size, together * EVALUATED[device]
     on_cpu = device == "cpu"
     counted = (
-        _stored_by_convnet(model)
+        _stored_by_convnet(model, lanes)
         if isinstance(model, ConvNetConfig)
         else _stored_by_vit(
             model,
@@ -163,21 +164,21 @@ def _stored_by_vit(
     )
 
 
-def _stored_by_convnet(model: ConvNetConfig) -> _Stored:
+def _stored_by_convnet(model: ConvNetConfig, lanes: int) -> _Stored:
     layers = list(convolutions(model))
     largest = max(layer.outputs for layer in layers)
-    copied = max(layer.size**2 * padded(layer.channels) for layer in layers)
+    copied = max(layer.size**2 * padded(layer.channels, lanes) for layer in layers)
     # Before the last convolution of a block: the shortcut, the input with and without its norm or
     # ReLU, and the output.
     held = 3 if model.block == "late_relu" else 4
     return _Stored(
-        steps=tuple(_backward_through(model, stage) for stage in range(len(model.widths))),
+        steps=tuple(_backward_through(model, stage, lanes) for stage in range(len(model.widths))),
         evaluated=held * largest + copied,
         matrix=max(layer.weights for layer in layers),
     )
 
 
-def _backward_through(model: ConvNetConfig, stage: int) -> _Step:
+def _backward_through(model: ConvNetConfig, stage: int, lanes: int) -> _Step:
     """While the backward pass is in a stage, with all later ones behind it."""
     kept = [_kept_of(model, of) for of in range(len(model.widths))]
     last = _layers(model, stage)[-1]
@@ -186,7 +187,7 @@ def _backward_through(model: ConvNetConfig, stage: int) -> _Step:
         widest=last.outputs,
         dropped=_dropped_of(model, stage),
         later=sum(kept[stage + 1 :]),
-        even=0 if last.channels % LANES else last.outputs,
+        even=0 if last.channels % lanes else last.outputs,
     )
 
 

@@ -7,7 +7,6 @@ on what it shared a pass with (but for how sums are rounded).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -38,6 +37,7 @@ from visweep.training.optimizer import AdamW, FlatParameters, schedule
 from visweep.training.results import EpochResult
 from visweep.training.room import Room
 from visweep.training.shares import Share, in_shares
+from visweep.training.stopwatch import Stopwatch
 from visweep.training.unattended import Unattended
 
 _T = TypeVar("_T")
@@ -186,15 +186,17 @@ class Pass:
 
     def pieces(self, numbers: Sequence[int]) -> Pieces[list[EpochResult]]:
         """The same step by step, none of which waits for a GPU but the last ones."""
-        started = time.perf_counter()
-        train_loss = yield from self.training(numbers)
+        clock = Stopwatch(self.data.device)
+        losses = yield from self.training(numbers)
         self._trim()
-        trained = time.perf_counter()
+        clock.lap()
         counted = yield from self._count(numbers)
+        clock.lap()
+        train_loss = tuple(losses.tolist())
         val, *training = (each.read() for each in counted)
         plain, augmented = (each.accuracy for each in training) if training else ((), ())
         self._trim()
-        seconds = trained - started, time.perf_counter() - trained
+        seconds = clock.seconds()
         return [
             EpochResult(
                 epoch=number,
@@ -216,8 +218,9 @@ class Pass:
         if self.data.device.type == "cpu":
             trim()
 
-    def training(self, numbers: Sequence[int]) -> Pieces[tuple[float, ...]]:
-        """An epoch's steps without its evaluation, one by one; returns the losses, (K,)."""
+    def training(self, numbers: Sequence[int]) -> Pieces[Tensor]:
+        """An epoch's steps without its evaluation, one by one; returns the losses, (K,), still on
+        the device."""
         size = self.config.batch_size
         draws = self.draws.at_each("epoch", self._by_row(numbers))
         order = draws.permutation(len(self.data.train), "order")
@@ -233,7 +236,7 @@ class Pass:
                 break
             total += self.step(steps, order[:, index * size : (index + 1) * size])
             yield
-        return tuple((total / self.steps_per_epoch).tolist())
+        return total / self.steps_per_epoch
 
     def _captured(self) -> Graph | None:
         """The steps to come as a graph, which is captured once; None where there is none."""
@@ -407,10 +410,11 @@ class Pass:
         forward = self._forwards.get(key)
         # What is evaluated once is not worth capturing; and each graph would hold memory of its
         # own where there is little.
-        if not replays(self.data.device) or forward is None or len(self._shares) > 1:
+        equal = replays(self.data.device)
+        if not equal or forward is None or len(self._shares) > 1:
             self._forwards[key] = Forward()
-            return tally(*arguments, seen=seen)
-        return tally(*arguments, forward, seen)
+            return tally(*arguments, seen=seen, equal=equal)
+        return tally(*arguments, forward, seen, equal)
 
     def state(self, member: int) -> State:
         """What a member is by now. Its optimiser's tensors are those in use."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from statistics import median
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from visweep.config import ModelConfig, TrainConfig
 from visweep.data.dataset import Dataset, Split
 from visweep.data.resident import ResidentData, to_device
 from visweep.errors import OutOfMemory
-from visweep.training.amounts import EVALUATED, Amounts, amounts
+from visweep.training.amounts import EVALUATED, LANES, Amounts, amounts
 from visweep.training.device import held_memory, replays, used
 from visweep.training.estimate import Calibration
 from visweep.training.fit import fit
@@ -102,28 +103,30 @@ def calibrate(
         raise OutOfMemory("the smallest model does not fit in memory")
     evaluated = EVALUATED[device.type]
     threads = torch.get_num_threads() if device.type == "cpu" else 0
+    on: dict[str, Any] = {"threads": threads, "lanes": _lanes()}
     return Calibration(
         device=device.type,
         precision=train.precision,
-        threads=threads,
+        **on,
         step=prices(
-            [
-                amounts(m, t.batch_size, len(t.seeds), training=True, threads=threads)
-                for m, t, _ in tried
-            ],
+            [amounts(m, t.batch_size, len(t.seeds), training=True, **on) for m, t, _ in tried],
             [measured.step for *_, measured in tried],
         ),
         evaluation=prices(
-            [amounts(m, evaluated, len(t.seeds), training=False) for m, t, _ in tried],
+            [amounts(m, evaluated, len(t.seeds), training=False, **on) for m, t, _ in tried],
             [measured.evaluation for *_, measured in tried],
         ),
         memory=prices_of_largest(
-            [memory_amounts(m, t, t.precision, device.type, threads=threads) for m, t, _ in tried],
+            [memory_amounts(m, t, t.precision, device.type, **on) for m, t, _ in tried],
             [measured.memory for *_, measured in tried],
             least=LITTLE,
         ),
         held=median(measured.early for *_, measured in tried) - _size(images),
     )
+
+
+def _lanes() -> int:
+    return LANES // 2 if torch.backends.cpu.get_cpu_capability() == "AVX2" else LANES
 
 
 def _size(data: ResidentData) -> int:
