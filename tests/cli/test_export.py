@@ -93,10 +93,10 @@ def searched(
     launcher: Any, script: Path, folder: Path, name: str, *options: object, trials: int = 1
 ) -> Study:
     study = Study(name, f"sqlite:///{folder}/studies.db", folder)
-    process = launcher.run(
+    process = launcher.start(
         script, "--trials", trials, "--workers", 1, "--pruner", "none", "--study", name,
         "--storage", study.url, *options,
-    )  # fmt: skip
+    ).wait(280)  # fmt: skip
     assert (process.status, process.stderr) == (0, ""), process.stderr
     return study
 

@@ -40,8 +40,13 @@ from visweep.training.probe import (
     prices_of_largest,
     synthetic,
 )
+from visweep.training.resolve import precision_on
 
 CPU = torch.device("cpu")
+# Elsewhere it is computed in float32, with copies of everything, and nobody asks for it.
+HAS_BFLOAT16 = pytest.mark.skipif(
+    precision_on("cpu", "auto") != "bfloat16", reason="needs a processor with bfloat16"
+)
 CALIBRATION = Calibration(
     device="cpu",
     precision="float32",
@@ -415,7 +420,9 @@ class TestProbe:
             ConvNetConfig(widths=(16, 32, 64), depths=(1, 1, 1)),
         ],
     )
-    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    @pytest.mark.parametrize(
+        "precision", ["float32", pytest.param("bfloat16", marks=HAS_BFLOAT16)]
+    )
     def test_a_machine_that_was_not_probed_is_taken_for_a_usual_one(
         self, model: ModelConfig, precision: Precision, train: TrainConfig
     ) -> None:
