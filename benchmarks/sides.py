@@ -215,15 +215,8 @@ def _first(dataset: Dataset, train: int, val: int) -> Dataset:
     return replace(dataset, train=cut(dataset.train, train), val=cut(dataset.val, val))
 
 
-def _our_rate(
-    model: ModelConfig,
-    train: TrainConfig,
-    data: Dataset,
-    device: str,
-    threads: int,
-    seconds: float,
-) -> float:
-    return _paced(model, train, data, device, threads, seconds).images_per_second
+def _our_rate(*arguments: Any) -> float:
+    return _paced(*arguments).images_per_second
 
 
 def _served_rate(environment: Mapping[str, str], *arguments: Any) -> float:
