@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import torch
+from rich.console import Console
 
+from visweep.cli.train import Wanted, train_once
 from visweep.config import TrainConfig, ViTConfig
+from visweep.sealed import read_sealed
+from visweep.search import room
 from visweep.search.threads import cores
-from visweep.training.estimate import pass_memory, usual_memory
+from visweep.training.estimate import pass_memory, step_memory, usual_memory
 
 MODEL = ViTConfig(patch_size=16, embed_dim=16, depth=1, num_heads=2)
 TRAIN = TrainConfig(precision="float32", seeds=(0, 1, 2))
@@ -49,6 +55,47 @@ def test_seeds_that_do_not_fit_together_train_a_few_at_a_time(
     assert trial.user_attrs["replicas_at_once"] == 1
     assert "micro_batch" not in trial.user_attrs
     assert len(trial.user_attrs["val_accuracy_per_seed"]) == 3
+
+
+def test_a_single_run_takes_its_batches_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = TRAIN.replace(batch_size=TRAIN.batch_size // 2, seeds=(0,))
+    model = MODEL.replace(patch_size=4)
+    enough = step_memory(model, half, usual_memory("cpu", "float32", 1), divided=True)
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {1.52 * enough / 1024:.0f} kB\n")
+    monkeypatch.setattr(room, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(room, "_LEAST", 1)
+    shown = StringIO()
+    train_once(
+        Console(file=shown),
+        Wanted(
+            study=None,
+            trial=None,
+            model="vit",
+            changes=(
+                "patch_size=4",
+                f"embed_dim={model.embed_dim}",
+                f"depth={model.depth}",
+                f"num_heads={model.num_heads}",
+                "precision=float32",
+            ),
+            seed=0,
+            epochs=1,
+            dataset=None,
+            data_dir=None,
+            image_size=None,
+            train_size=300,
+            device="cpu",
+            checkpoint=tmp_path / "run",
+            train_curves=None,
+            storage=None,
+        ),
+    )
+    assert "completed" in shown.getvalue()
+    whole = TRAIN.replace(seeds=(0,))
+    kept = torch.load(BytesIO(read_sealed(tmp_path / "run")), weights_only=True)
+    assert kept["tensors"]["micro_batch"] == whole.batch_size // 2
 
 
 @pytest.mark.skipif(cores() == 1, reason="one worker is all that a single core gets")

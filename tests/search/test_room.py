@@ -12,7 +12,7 @@ from optuna.distributions import IntDistribution
 from visweep.config import DataConfig, TrainConfig, ViTConfig
 from visweep.search import room
 from visweep.search.expectation import Expectation, memory_expectation
-from visweep.search.room import free_memory, room_of_each, workers_with_room
+from visweep.search.room import free_memory, room_for_one, room_of_each, workers_with_room
 from visweep.search.watch import Watcher
 from visweep.storage.limits import Limits
 from visweep.storage.specification import Arm, Specification
@@ -106,6 +106,32 @@ def test_each_has_its_share_beside_what_its_process_takes() -> None:
     least = room_of_each(4, expected(), GIB // 2, told)
     assert least is not None
     assert least.bytes == 2**26, "however little is left"
+
+
+def test_a_run_by_itself_has_what_a_trial_of_one_process_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "meminfo"
+    told.write_text(f"MemAvailable: {3 * GIB // 1024} kB\n")
+    monkeypatch.setattr(room, "_MEMINFO", told)
+    monkeypatch.setattr(room, "_GROUP", tmp_path / "none")
+    found = room_for_one("cpu", "float32", threads=2)
+    assert found is not None
+    assert found.bytes == 2 * GIB
+    assert found.calibration == usual_memory("cpu", "float32", 2)
+    told.unlink()
+    assert room_for_one("cpu", "float32", threads=2) is None
+
+
+def test_on_a_gpu_that_was_not_probed_little_is_expected() -> None:
+    """What does not fit is noticed there; what is divided for nothing would be slower."""
+    model, train = ViTConfig(), TrainConfig()
+    cpu, gpu = (usual_memory(device, "float32", 1) for device in ("cpu", "cuda:1"))
+    assert gpu.device == "cuda"
+    on_the_high_side = replace(gpu, memory=cpu.memory)
+    assert peak_memory(model, train, gpu) < 0.95 * peak_memory(model, train, on_the_high_side)
+    tensors = 4 * num_params(model) * 5
+    assert peak_memory(model, train, gpu) > tensors
 
 
 def test_where_nothing_is_known_of_the_machine_all_begin() -> None:

@@ -182,6 +182,30 @@ class TestAmounts:
                 assert largest > 0
                 assert peak_memory(model, train, calibration) == 1 + 2 * largest
 
+    def test_what_a_gpu_has_captured_stays_beside_the_next_graph(
+        self, model: ModelConfig, train: TrainConfig
+    ) -> None:
+        """As its evaluations do beside its step: one that all replicas see alike, and one as each
+        of them sees it in training."""
+        for device, divided, curves, graphs in (
+            ("cuda", False, False, 1),
+            ("cuda", False, True, 2),
+            ("cuda", True, True, 0),
+            ("cpu", False, True, 0),
+        ):
+            *steps, evaluation, _ = memory_amounts(
+                model,
+                train.replace(train_curves=curves),
+                "bfloat16",
+                device,
+                divided=divided,
+            )
+            assert evaluation["evaluated"] > 0
+            assert evaluation["stored"] == 0
+            for step in steps:
+                assert step["evaluated"] == graphs * evaluation["evaluated"]
+                assert step["stored"] > 0
+
     def test_what_a_convnet_keeps_depends_on_its_block(self, convnet: ConvNetConfig) -> None:
         stored = [
             held(convnet.replace(block=block), TrainConfig())["stored"]

@@ -16,12 +16,19 @@ from visweep.draws import Draws
 from visweep.errors import Crowded, OutOfMemory, UsageError
 from visweep.models.layers import Dropout, attention
 from visweep.training import graphs, passes
-from visweep.training.device import resolve_device
+from visweep.training.device import (
+    free_memory,
+    held_memory,
+    resolve_device,
+    resolve_precision,
+)
+from visweep.training.estimate import pass_memory, usual_memory
 from visweep.training.fit import fit
 from visweep.training.graphs import captured
 from visweep.training.memory import give_back
 from visweep.training.passes import Member, Pass
 from visweep.training.results import FitResult
+from visweep.training.room import Room
 from visweep.training.rounds import Rounds
 from visweep.training.run import Run
 
@@ -401,7 +408,7 @@ def test_what_does_not_fit_is_divided_and_then_given_up_with_its_memory(
     data = to_device(many_quadrants, torch.device("cuda"))
     fit(vit, train, data)  # what the first run of a process loads is no matter of its size
     give_back()
-    before = torch.cuda.memory_allocated()
+    before, allocated = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
     whole = fit(model, train, data)
     assert whole.micro_batch is None
     expected, peak = whole.history[0], whole.peak_memory - before
@@ -419,7 +426,7 @@ def test_what_does_not_fit_is_divided_and_then_given_up_with_its_memory(
     allow(2**21)
     with pytest.raises(OutOfMemory, match="does not fit in memory: CUDA out of memory"):
         fit(model, train, data)
-    assert torch.cuda.memory_allocated() == before
+    assert torch.cuda.memory_allocated() == allocated
     allow(peak * 2)
     assert fit(model, train, data).micro_batch is None
 
@@ -437,7 +444,7 @@ def test_a_lane_that_runs_out_of_memory_leaves_its_room_to_the_others(
     data = to_device(many_quadrants, CUDA)
     fit(vit, train, data)
     give_back()
-    before = torch.cuda.memory_allocated()
+    before = torch.cuda.memory_reserved()
     peak = fit(model, train.replace(epochs=1), data).peak_memory - before
 
     allow(peak * 3 // 2)
@@ -460,6 +467,37 @@ def test_a_lane_that_runs_out_of_memory_leaves_its_room_to_the_others(
     give_back()
     later = fit(runs[1].member.model, runs[1].member.train, data, checkpoint=tmp_path / "0.2")
     assert later.ended == "completed"
+
+
+def test_memory_that_graphs_keep_is_counted(
+    model: ModelConfig, train: TrainConfig, many_quadrants: Dataset
+) -> None:
+    data = to_device(many_quadrants, CUDA)
+    give_back()
+    before, free = held_memory(CUDA), free_memory(CUDA)
+    made = Pass.of(model, train, data)
+    for epoch in (1, 2):
+        made.epoch([epoch])
+    give_back()
+    kept = held_memory(CUDA) - before
+    assert kept > torch.cuda.memory_allocated() - before
+    assert free - free_memory(CUDA) >= kept
+    assert free_memory(CUDA) < free_memory(CUDA, others_beside=True)
+    del made
+    give_back()
+    assert held_memory(CUDA) == before
+
+
+def test_replicas_that_are_estimated_not_to_fit_are_divided(
+    model: ModelConfig, train: TrainConfig, many_quadrants: Dataset
+) -> None:
+    data = to_device(many_quadrants, CUDA)
+    train = train.replace(seeds=(3, 5, 8))
+    usual = usual_memory("cuda", resolve_precision(train.precision, CUDA), 0)
+    some = Room(pass_memory(model, train, usual, 2), usual)
+    assert fit(model, train, data, room=some).replicas_at_once == 2
+    card = Room(free_memory(CUDA), usual)
+    assert fit(model, train, data, room=card).replicas_at_once is None
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
+from visweep.data.shared import shared
 from visweep.search.making import TrainerMaker
+from visweep.training import device as device_module
 from visweep.training import rounds as rounds_module
 from visweep.training.estimate import Calibration, pass_memory, peak_memory, step_memory
 from visweep.training.fit import fit
@@ -172,6 +175,53 @@ def test_runs_that_do_not_fit_together_train_in_several_passes(
         result = rounds.leave(run)
         assert result.micro_batch is None
         assert_same(result, fit(member.model, member.train, data))
+
+
+def test_passes_that_are_under_way_at_once_are_not_made_smaller(
+    vit: ViTConfig, train: TrainConfig, data: ResidentData
+) -> None:
+    """Two would hold what one holds."""
+    rounds = Rounds(data, at_once=True, room=Room(1.0, CALIBRATION))
+    runs = [Run(Member(vit, train), data) for _ in range(3)]
+    for run in runs:
+        rounds.join(run)
+    assert rounds._wanted() == [tuple(runs)]
+
+
+def test_a_gpu_tells_itself_what_it_has(
+    vit: ViTConfig,
+    train: TrainConfig,
+    quadrants: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also what the others of a crew hold, since they make room where they are in the way."""
+    seeds = (3, 5, 8)
+    fitting = {False: 1, True: 2}
+    calibration = replace(CALIBRATION, device="cuda")
+
+    def free(device: torch.device, *, others_beside: bool) -> float:
+        assert device == data.device
+        return pass_memory(vit, train.replace(seeds=seeds), calibration, fitting[others_beside])
+
+    monkeypatch.setattr(device_module, "free_memory", free)
+    data = to_device(quadrants, torch.device("cpu"), margin=1)
+    for crew in (False, True):
+        with shared(quadrants, 1) as images:
+            trainer = TrainerMaker(
+                images=images if crew else quadrants,
+                margin=1,
+                device="cpu",
+                threads=1,
+                on_gpu=calibration,
+            )()
+            result = trainer.fit(
+                vit,
+                train.replace(epochs=1, seeds=seeds),
+                on_epoch=lambda epoch: False,
+                checkpoint=tmp_path / str(crew),
+            )
+        assert (result.replicas_at_once, result.micro_batch) == (fitting[crew], None)
 
 
 def test_a_workers_trainer_keeps_to_its_room(

@@ -286,6 +286,8 @@ def _workers(
     if means.device == "cpu":
         room = room_of_each(None if images is None else wanted, expected, free_memory(), view)
         maker = replace(maker, room=room)
+    else:
+        maker = replace(maker, on_gpu=expected.calibration)
     if images is None:
         trainer = maker()
         return lambda: make_worker(opened, trainer, view, interrupt, means.pack).run()

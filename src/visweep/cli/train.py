@@ -26,10 +26,11 @@ from visweep.config import (
 from visweep.data.resident import to_device
 from visweep.errors import DataError, UsageError, unknown_name
 from visweep.search.duplicates import trained_as
+from visweep.search.room import room_for_one
 from visweep.search.study import images_folder, specification_of
 from visweep.search.summary import finished
 from visweep.search.threads import THREADS
-from visweep.training.device import resolve_device
+from visweep.training.device import resolve_device, resolve_precision
 from visweep.training.fit import fit
 from visweep.training.results import EpochResult
 
@@ -95,12 +96,15 @@ def train_once(console: Console, wanted: Wanted) -> None:
     text.print_line(
         console, f"{model.kind} on {dataset.name} ({device}): {text.parameters(shown)}"
     )
+    resident = to_device(dataset, device, train.translate)
+    precision = resolve_precision(train.precision, device)
     result = fit(
         model,
         train,
-        to_device(dataset, device, train.translate),
+        resident,
         on_epoch=lambda r: text.print_line(console, _line(r, train.epochs)),
         checkpoint=wanted.checkpoint,
+        room=room_for_one(str(device), precision, torch.get_num_threads()),
     )
     text.print_line(
         console,

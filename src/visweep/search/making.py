@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from visweep.data.dataset import Dataset
 from visweep.data.shared import SharedData
 from visweep.search.worker import Trainer
+from visweep.training.estimate import Calibration
 from visweep.training.room import Room
 
 
@@ -20,6 +21,7 @@ class TrainerMaker:
         device: that trains.
         threads: of the processor, that it uses.
         room: what each of its passes may take; None where that is not known.
+        on_gpu: estimates what passes take there, where the GPU itself tells how much that may be.
     """
 
     images: Dataset | SharedData
@@ -27,17 +29,23 @@ class TrainerMaker:
     device: str
     threads: int
     room: Room | None = None
+    on_gpu: Calibration | None = None
 
     def __call__(self) -> Trainer:
         import torch
 
         from visweep.data.resident import to_device
         from visweep.search.trainer import SharedTrainer
-        from visweep.training.device import use
+        from visweep.training.device import free_memory, use
 
         torch.set_num_threads(self.threads)
         device = torch.device(self.device)
         use(device)
         if isinstance(self.images, Dataset):
-            return SharedTrainer(to_device(self.images, device, self.margin), self.room)
-        return SharedTrainer(self.images.to(device), self.room)
+            data, crew = to_device(self.images, device, self.margin), False
+        else:
+            data, crew = self.images.to(device), True
+        room = self.room
+        if self.on_gpu is not None:
+            room = Room(free_memory(device, others_beside=crew), self.on_gpu)
+        return SharedTrainer(data, room)

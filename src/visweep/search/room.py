@@ -11,6 +11,7 @@ from pathlib import Path
 from visweep import text
 from visweep.search.expectation import Expectation
 from visweep.search.watch import Watcher
+from visweep.training.estimate import usual_memory
 from visweep.training.room import Room
 
 _MEMINFO = Path("/proc/meminfo")
@@ -65,15 +66,38 @@ def room_of_each(
     """
     if free is None:
         return None
-    # See `visweep.training.estimate` on what the command's own process takes more.
-    share = free / _OWN_PROCESS if workers is None else free / workers - _WORKER
-    bytes_ = max(share, _LEAST)
+    bytes_ = _for_one(free) if workers is None else max(free / workers - _WORKER, _LEAST)
     if expected.most_memory > bytes_:
         view.note(
             f"models that are estimated to take more than {text.memory(bytes_)} train in parts, "
             "fewer seeds or images at a time: each worker has no more memory"
         )
     return Room(bytes_, expected.calibration)
+
+
+def room_for_one(device: str, precision: str, threads: int) -> Room | None:
+    """What a run has that is trained in the command's own process, by itself; None where that is
+    not known.
+
+    Args:
+        device: that trains.
+        precision: of the forward and backward pass.
+        threads: of the processor, that compute.
+    """
+    calibration = usual_memory(device, precision, threads)
+    if device != "cpu":
+        import torch
+
+        from visweep.training.device import free_memory as free_on_gpu
+
+        return Room(free_on_gpu(torch.device(device)), calibration)
+    free = free_memory()
+    return None if free is None else Room(_for_one(free), calibration)
+
+
+def _for_one(free: int) -> float:
+    """See `visweep.training.estimate` on what the command's own process takes more."""
+    return max(free / _OWN_PROCESS, _LEAST)
 
 
 def workers_with_room(

@@ -16,7 +16,7 @@ from visweep.sealed import write_atomically
 
 _T = TypeVar("_T")
 
-_VERSION = 9
+_VERSION = 10
 """Of what the files hold, and of how it is measured: those of another version are made anew."""
 _CPUINFO = Path("/proc/cpuinfo")
 

@@ -103,9 +103,10 @@ def reset_peak_memory(device: torch.device) -> None:
 
 def peak_memory(device: torch.device) -> int:
     """Bytes: the most that this process held since `reset_peak_memory`, on the GPU if it trains
-    there. Where the system cannot begin anew, the most that it ever held."""
+    there: also what its captured graphs keep for when they are replayed, which no tensor takes
+    meanwhile. Where the system cannot begin anew, the most that it ever held."""
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+        return int(torch.cuda.max_memory_reserved(device))
     return _of_this_process("VmHWM:")
 
 
@@ -113,8 +114,19 @@ def held_memory(device: torch.device) -> int:
     """Bytes: what this process holds now, on the GPU if it trains there. Where the system does
     not tell, the most that it ever held."""
     if device.type == "cuda":
-        return int(torch.cuda.memory_allocated(device))
+        return int(torch.cuda.memory_reserved(device))
     return _of_this_process("VmRSS:")
+
+
+def free_memory(device: torch.device, *, others_beside: bool = False) -> int:
+    """Bytes that a GPU has to give.
+
+    Args:
+        device: the GPU.
+        others_beside: whether what other processes hold is given, too, since they could make room.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    return total - held_memory(device) if others_beside else free
 
 
 def _of_this_process(name: str) -> int:

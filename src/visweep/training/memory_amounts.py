@@ -1,7 +1,8 @@
 """What a trial holds in memory, in amounts that each have a price on a device.
 
 A run's peak is the most that is held at one of some moments; what is held at a moment is a sum of
-amounts, each times its price. On the CPU a run takes up to twice what its tensors do. The C
+amounts, each times its price. On a GPU a captured step keeps its memory while the next graph, that
+of an evaluation, takes its own. On the CPU a run takes up to twice what its tensors do. The C
 library often does not fit a tensor into the place of one of its size that is gone: an aligned
 piece wants some bytes more, and those beside it may serve small objects by then. So what a step
 makes and drops again is counted, too. Nothing here imports torch.
@@ -30,8 +31,8 @@ def memory_amounts(
     divided: bool = False,
     at_once: int | None = None,
 ) -> list[dict[str, float]]:
-    """Bytes that a trial holds at each moment that may be its peak: in a training step, in an
-    evaluation, and while its checkpoint is written.
+    """Bytes that a trial holds at each moment that may be its peak: in a training step (on a GPU
+    also in the evaluation that follows it), in an evaluation, and while its checkpoint is written.
 
     Args:
         threads, lanes: see `visweep.training.amounts.amounts`.
@@ -58,6 +59,10 @@ def memory_amounts(
     none = dict.fromkeys((*_OF_A_STEP, "matrix", "evaluated", "written"), 0.0)
     always = {**none, "process": 1.0, "parameters": parameters}
     evaluation = {"evaluated": float(evaluated * counted.evaluated * size)}
+    # Parts of batches are not captured. Images as each replica sees them have another graph than
+    # those that all see alike.
+    graphs = 0 if on_cpu or divided else 1 + train.train_curves
+    captured = {name: graphs * amount for name, amount in evaluation.items()}
     steps = [
         {
             "stored": float(stacked * (step.stored + pixels) * size),
@@ -72,7 +77,8 @@ def memory_amounts(
         for step in counted.steps
     ]
     writing = {**always, "written": parameters}
-    return [*({**always, **step} for step in steps), {**always, **evaluation}, writing]
+    in_steps = ({**always, **step, **captured} for step in steps)
+    return [*in_steps, {**always, **evaluation}, writing]
 
 
 _OF_A_STEP = ("stored", "added", "widest", "dropped", "later", "even")

@@ -278,7 +278,8 @@ def _held_by_a_run(
     give_back()
     before = held_memory(data.device)
     with small_pages(), tempfile.TemporaryDirectory() as folder:
-        result = fit(model, train.replace(epochs=1), data, checkpoint=Path(folder) / "run")
+        epochs = _UNTIL_REPLAYED if replays(data.device) else 1
+        result = fit(model, train.replace(epochs=epochs), data, checkpoint=Path(folder) / "run")
     return before, result.peak_memory
 
 

@@ -1,7 +1,7 @@
 """How much memory a pass may take, so that what does not fit is divided before it is tried.
 
-On a GPU an allocation that fails says so, and is tried again with less. Linux grants a process
-what it asks for, and kills one when pages run out.
+Linux grants a process what it asks for, and kills one when pages run out. On a GPU an allocation
+that fails says so, and is tried again with less; but what each attempt took is lost.
 """
 
 from __future__ import annotations

@@ -267,7 +267,8 @@ class Rounds:
 
     def _fitting(self, runs: Sequence[Run]) -> int:
         """How many of them, from the first one on, are to share a pass."""
-        if self._room is None:
+        # Passes that are under way at the same time hold no less than one.
+        if self._room is None or self._at_once:
             return len(runs)
         return self._room.together([(run.member.model, run.member.train) for run in runs])
 
