@@ -254,11 +254,11 @@ def _lanes_rate(
         # By ever so little different, so that they share no pass.
         own = train.replace(label_smoothing=train.label_smoothing + lane * 1e-9)
         rounds.join(Run(Member(model, own), resident))
-    images, began = 0, 0.0
+    images, began, warm = 0, 0.0, 2 * lanes
     for number in itertools.count():
-        if number == 2:  # what is captured is so by then
+        if number == warm:  # what is captured is so by then
             images, began = 0, time.perf_counter()
-        elif number > 2 and time.perf_counter() - began >= seconds:
+        elif number > warm and time.perf_counter() - began >= seconds:
             break
         for turn in rounds.round():
             turn.take()

@@ -17,6 +17,7 @@ from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
 from visweep.errors import Crowded
 from visweep.training import evaluate, graphs, passes, probe
+from visweep.training import rounds as rounds_module
 from visweep.training.amounts import EVALUATED
 from visweep.training.cost import seconds_per_epoch
 from visweep.training.fit import fit
@@ -162,6 +163,7 @@ def test_runs_side_by_side_replay_in_turns_what_each_does_alone(
     events: Events,
     plain: Callable[..., FitResult],
     at_once: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two of a bucket, which differ in depth, rates and length, and one of another bucket."""
     members = [
@@ -169,6 +171,7 @@ def test_runs_side_by_side_replay_in_turns_what_each_does_alone(
         Member(convnet, exact),
         Member(vit.replace(depth=3, num_heads=4, drop=0.3), exact.replace(weight_decay=0.3)),
     ]
+    monkeypatch.setattr(rounds_module, "seconds_of_a_piece", lambda *_: 1.0)
     rounds = Rounds(data, at_once=at_once)
     results = dict(zip(members, _trained(rounds, [Run(m, data) for m in members]), strict=True))
     epoch = [*["step"] * 2, *["replay"] * 3]

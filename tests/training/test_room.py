@@ -167,7 +167,7 @@ def test_runs_that_do_not_fit_together_train_in_several_passes(
     runs = [Run(member, data) for member in members]
     for run in runs:
         rounds.join(run)
-    for _ in range(exact.epochs):
+    while not all(run.over for run in runs):
         for turn in rounds.round():
             turn.take()
     assert made == [2, 1]

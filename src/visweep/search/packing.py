@@ -2,8 +2,8 @@
 
 Each place is a worker like any other: a slot, lease, curve, checkpoint and pruning decision of its
 own for every trial. They take turns: either one of them runs, or all wait while the process trains
-an epoch of all their trials. So nothing in a place knows of the others, and what they do in which
-order is as repeatable as with a single worker.
+until one pass is at the end of an epoch. So nothing in a place knows of the others, and what they
+do in which order is as repeatable as with a single worker.
 
 A pass is made anew, and on a GPU captured anew, where a trial of it begins or ends, a seed of one
 leaves, or it turns out not to fit; else it stays from epoch to epoch.
@@ -44,7 +44,8 @@ class Engine(ABC, Generic[Turn]):
 
     @abstractmethod
     def round(self) -> Iterable[tuple[Place[Turn], Turn]]:
-        """Train an epoch for every place that waits; what each of them gets, one by one."""
+        """Train until some of the places that wait have an epoch; what each of them gets, one by
+        one."""
 
 
 class _Dismissed(BaseException):

@@ -42,7 +42,7 @@ def _measured(model: ModelConfig, train: TrainConfig, data: ResidentData) -> flo
     return step * run.steps_per_epoch + evaluation * looked_at / len(some)
 
 
-def steps_as_in_an_epoch(run: Pass) -> Iterator[None]:
+def steps_as_in_an_epoch(run: Pass) -> Iterator[bool]:
     """Steps without an end, once those that come first are done: replayed ones on a GPU."""
     steps = _without_end(run)
     for _ in range(FIRST_STEPS + 1):  # the last of which is captured
@@ -50,7 +50,7 @@ def steps_as_in_an_epoch(run: Pass) -> Iterator[None]:
     return steps
 
 
-def _without_end(run: Pass) -> Iterator[None]:
+def _without_end(run: Pass) -> Iterator[bool]:
     """Those of the first epoch, again and again: it may be shorter than what is timed."""
     while True:
         yield from run.training([1])

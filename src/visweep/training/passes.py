@@ -185,13 +185,14 @@ class Pass:
         return all_of(self.pieces(numbers))
 
     def pieces(self, numbers: Sequence[int]) -> Pieces[list[EpochResult]]:
-        """The same step by step, none of which waits for a GPU but the last ones."""
+        """The same step by step, none of which waits for a GPU but the last one."""
         clock = Stopwatch(self.data.device)
         losses = yield from self.training(numbers)
         self._trim()
         clock.lap()
         counted = yield from self._count(numbers)
         clock.lap()
+        yield True
         train_loss = tuple(losses.tolist())
         val, *training = (each.read() for each in counted)
         plain, augmented = (each.accuracy for each in training) if training else ((), ())
@@ -235,7 +236,7 @@ class Pass:
                 total = yield from self._replayed(graph, steps, left, order, total)
                 break
             total += self.step(steps, order[:, index * size : (index + 1) * size])
-            yield
+            yield False
         return total / self.steps_per_epoch
 
     def _captured(self) -> Graph | None:
@@ -256,7 +257,7 @@ class Pass:
             # A replay draws from the generators as they are seeded then.
             self.draws.at_each("step", self._by_row([step + index for step in steps]))
             graph.replay()
-            yield
+            yield False
         return self._unattended.losses.clone()
 
     @cached_property
@@ -368,12 +369,12 @@ class Pass:
         wanted the probe, plain and augmented."""
         self._validated = self._tally(self.data.val)
         counted = [self._validated]
-        yield
+        yield False
         if self.config.train_curves:
             counted.append(self._tally(self.data.probe))
-            yield
+            yield False
             counted.append(self._tally(self.data.probe, numbers))
-            yield
+            yield False
         return counted
 
     def _as_trained(self, draws: Draws) -> Seen:

@@ -1,12 +1,13 @@
 """Runs side by side on one device, those of a bucket in one pass, an epoch of each at a time.
 
 On a GPU all passes are under way at once, in a lane each, and all hold their memory; elsewhere one
-follows the other.
+follows the other. None waits for another one to end its epoch: that of a small model has done
+several when that of a large one has done its first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,10 @@ import torch
 from visweep.data.resident import ResidentData
 from visweep.errors import Crowded, OutOfMemory
 from visweep.training.device import wait_for
-from visweep.training.lanes import Lane, Pieces, side_by_side
+from visweep.training.estimate import Images
+from visweep.training.lanes import Lane, Pieces, Work, until_one_is_done
 from visweep.training.memory import give_back, insist
+from visweep.training.pacing import seconds_of_a_piece
 from visweep.training.passes import Pass, State
 from visweep.training.results import EpochResult, FitResult
 from visweep.training.room import Room
@@ -42,7 +45,20 @@ class Turn:
 
 
 class _Group:
-    """Runs that share a pass, which is made for their first epoch."""
+    """Runs that share a pass, which is made for their first epoch.
+
+    Args:
+        runs: that share it.
+        states: where each goes on; None for one that begins.
+        data: what they are trained on.
+        lane: where.
+        room: see `Rounds`.
+        clock: when it begins; see `Work`.
+
+    Attributes:
+        beside: see `Pass.beside`.
+        under_way: its epoch, in the midst of which it is.
+    """
 
     def __init__(
         self,
@@ -51,12 +67,15 @@ class _Group:
         data: ResidentData,
         lane: Lane,
         room: Room | None,
+        clock: float,
     ) -> None:
         self.runs = runs
         self._members = [run.member for run in runs]
         self._room = room
         self.beside = False
         self.lane = lane
+        self.clock = clock
+        self.under_way: Work[list[Turn]] | None = None
         self._data = data
         self._states = states
         self._shared: Pass | None = None
@@ -83,15 +102,29 @@ class _Group:
             return state
         return state.only([had.index(seed) for seed in has])
 
-    def turns(self, beside: bool) -> Pieces[list[Turn]]:
-        """An epoch of each.
+    def begin(self) -> Work[list[Turn]]:
+        """An epoch of each, from now on or since it was begun."""
+        if self.under_way is None:
+            images = Images(len(self._data.train), len(self._data.val))
+            configurations = [(member.model, member.train) for member in self._members]
+            cost = seconds_of_a_piece(configurations, images)
+            self.under_way = Work(self.lane, self._turns(), cost, self.clock)
+        return self.under_way
 
-        Args:
-            beside: see `Pass.beside`.
-        """
+    def end(self) -> None:
+        """Its epoch is over, or has failed."""
+        if self.under_way is not None:
+            self.clock, self.under_way = self.under_way.clock, None
+
+    def share(self, beside: bool) -> None:
+        """Say whether it is `beside` others from now on; runs that could not go back are not."""
         self.beside = beside
+        if self._shared is not None:
+            self._shared.beside = beside and all(run.is_kept for run in self.runs)
+
+    def _turns(self) -> Pieces[list[Turn]]:
         shared = self.shared()
-        shared.beside = beside and all(run.is_kept for run in self.runs)
+        self.share(self.beside)
         results = yield from shared.pieces([run.epoch for run in self.runs])
         turns = [
             Turn(run, (result, shared.state(index)))
@@ -103,6 +136,9 @@ class _Group:
 
     def release(self) -> None:
         """Hold nothing any more."""
+        if self.under_way is not None:
+            self.under_way.abandon()
+            self.end()
         self._shared, self._states = None, ()
 
 
@@ -111,7 +147,8 @@ _LANES: dict[torch.device, list[Lane]] = {}
 
 
 class Rounds:
-    """Trains runs side by side; they join and leave between any two rounds.
+    """Trains runs side by side; they join and leave between any two rounds, and share a pass from
+    the end of its epoch on.
 
     Args:
         data: what they are trained on.
@@ -133,6 +170,8 @@ class Rounds:
         self._others_beside = others_beside
         self._room = room
         self._runs: list[Run] = []
+        # How far the pass was that had its turn last; see `Work`.
+        self._clock = 0.0
         self._groups: list[_Group] = []
         self._lanes = _LANES.setdefault(data.device, [])
         # Of a bucket, so many runs at most fit in memory together.
@@ -165,23 +204,32 @@ class Rounds:
         """Take a run out; what it has not kept is lost."""
         self._runs = _without(run, self._runs)
         self._apart = _without(run, self._apart)
-        self._groups = [g for g in self._groups if any(other in self._runs for other in g.runs)]
+        kept = [g for g in self._groups if any(other in self._runs for other in g.runs)]
+        for group in self._groups:
+            if group not in kept:
+                group.release()
+        self._groups = kept
 
-    def round(self) -> Iterator[Turn]:
-        """Train an epoch of each run. Where passes follow one another, each is trained when the
-        first turn of it is asked for.
+    def round(self) -> list[Turn]:
+        """Train until the next pass is at the end of its epoch; what its runs get.
 
         Where a pass over several runs fails, they go back to what they have kept, and are trained
         in smaller passes from the next round on: only a run that fails alone has failed. What
         does not fit beside others that hold their memory, too, is `Crowded`.
         """
         self._regroup()
-        groups, beside = self._groups, self._beside
-        for lot in [groups] if self._at_once else [[group] for group in groups]:
-            works = [(group.lane, group.turns(beside)) for group in lot]
-            outcomes = side_by_side(works, lambda piece: insist(piece, "the model"))
-            for group, outcome in zip(lot, outcomes, strict=True):
-                yield from self._turns(group, outcome)
+        for group in self._groups:
+            group.share(self._beside)
+        groups = self._groups
+        chosen = groups if self._at_once else sorted(groups, key=lambda group: group.clock)[:1]
+        works = [group.begin() for group in chosen]
+        if not works:
+            return []
+        work, outcome = until_one_is_done(works, lambda piece: insist(piece, "the model"))
+        group = chosen[works.index(work)]
+        group.end()
+        self._clock = max(self._clock, group.clock)
+        return [turn for turn in self._turns(group, outcome) if turn.run in self._runs]
 
     @property
     def _beside(self) -> bool:
@@ -225,8 +273,9 @@ class Rounds:
             run.go_back()
 
     def _regroup(self) -> None:
-        wanted = self._wanted()
-        stay = {g.runs: g for g in self._groups if g.runs in wanted and g.is_whole}
+        wanted = self._formed()
+        same = [g for g in self._groups if g.under_way or (g.runs in wanted and g.is_whole)]
+        stay = {group.runs: group for group in same}
         states = {run: self._state(run) for runs in wanted if runs not in stay for run in runs}
         # Those that are given up go first, since both may not fit.
         self._groups = list(stay.values())
@@ -234,9 +283,18 @@ class Rounds:
             give_back()
         self._groups = [
             stay.get(runs)
-            or _Group(runs, [states[run] for run in runs], self._data, lane, self._room)
+            or _Group(
+                runs, [states[run] for run in runs], self._data, lane, self._room, self._clock
+            )
             for runs, lane in zip(wanted, self._lanes_for(wanted, stay), strict=True)
         ]
+
+    def _formed(self) -> list[tuple[Run, ...]]:
+        """Who shares a pass now. Who is to join one that is in the midst of its epoch waits, and
+        has none yet, since runs that could share one do."""
+        under_way = [group.runs for group in self._groups if group.under_way]
+        busy = {run for runs in under_way for run in runs}
+        return under_way + [runs for runs in self._wanted() if busy.isdisjoint(runs)]
 
     def _lanes_for(
         self, wanted: Sequence[tuple[Run, ...]], stay: Mapping[tuple[Run, ...], _Group]
