@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def _table(output: str) -> list[dict[str, str]]:
@@ -128,6 +131,33 @@ def test_a_step_on_a_gpu(launcher: Any) -> None:
     rows = _table(process.stdout)
     assert len(rows) == 3
     assert all(int(row["kernels"].replace(",", "")) > 100 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FASHION.is_dir(), reason="dataset-fashion-mnist is not installed")
+def test_images(launcher: Any) -> None:
+    rows = _run(launcher, "images", "--train-size", 128, 256, "--repetitions", 1)
+    assert [(row["model"], row["images"]) for row in rows] == [
+        (model, images) for model in ("ViT", "ConvNet") for images in ("128", "256")
+    ]
+
+
+@pytest.mark.slow
+def test_what_a_gpu_is_measured_by(tmp_path: Path) -> None:
+    """The one step that no other test runs. Here without a GPU, and so without figures."""
+    ended = subprocess.run(
+        ["sh", BENCHMARKS / "gpu.sh", tmp_path],
+        env={**os.environ, "DEVICE": "cpu", "STEPS": "packing", "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    told = (tmp_path / "results.md").read_text()
+    assert "benchmarks/packing.py --seconds 10" in told
+    assert [row["side"] for row in _table(told)] == ["--pack 1", "--pack 4"]
+    assert "0 step(s) failed, 0 not begun." in told
 
 
 @pytest.mark.slow
