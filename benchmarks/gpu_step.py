@@ -93,6 +93,7 @@ def _kernels(profiler: profile, device: torch.device) -> tuple[float, float, flo
         for event in profiler.events()
         if (event.device_type == torch.autograd.DeviceType.CUDA) == on_gpu
         and not event.cpu_children
+        and not event.is_user_annotation
     )
     busy, reached = 0.0, spans[0][0]
     for began, ended in spans:

@@ -249,3 +249,17 @@ class TestPermutation:
             observed = torch.bincount(drawn[:, position], minlength=5).double()
             statistic = ((observed - 1000).square() / 1000).sum().item()
             assert chi2.sf(statistic, 4) > 1e-4
+
+
+def test_what_a_captured_mask_reads_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For every moment of a run, and as its draws of a part do; and goes with them."""
+    monkeypatch.setattr(draws_module, "_seeds_for_every_place", lambda device: False)
+
+    def places(draws: Draws) -> list[int]:
+        return [t.data_ptr() for t in draws._columns((0.1, 0.3), torch.float32)]
+
+    draws = Draws((3, 5), torch.device("cpu"), ("step", 0))
+    there = places(draws)
+    for other in (draws.at("step", 1), draws.at_each("step", [2, 3]), draws):
+        assert places(other) == there
+    assert places(Draws((3, 5), torch.device("cpu"), ("step", 0))) != there

@@ -17,7 +17,6 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 
 import torch
@@ -66,6 +65,8 @@ class Draws:
         self._by_place = _seeds_for_every_place(device)
         count = 1 if self._by_place else len(self._seeds)
         self.generators = [torch.Generator(device) for _ in range(count)]
+        # Shared by all copies.
+        self._kept_columns: dict[tuple[tuple[float, ...], torch.dtype], tuple[Tensor, Tensor]] = {}
         self._begin()
 
     def __len__(self) -> int:
@@ -170,7 +171,7 @@ class Draws:
         """
         if not self._by_place:
             drawn = self._of_part(self._halfwords(self._whole(prod(shape)), rates, place))
-            least, factors = _columns(tuple(rates), dtype, self.device)
+            least, factors = self._columns(tuple(rates), dtype)
             return torch.ge(drawn, least).to(dtype).mul_(factors).view(len(self), *shape)
         rows, count = self._dropped_rows(rates, place), prod(shape)
         if self._part is None:
@@ -179,6 +180,22 @@ class Draws:
             images, of = self._part.images, self._part.of
             mask = mask_of_part(rows, self._whole(count), dtype, images, of)
         return mask.view(len(self), *shape)
+
+    def _columns(self, rates: tuple[float, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Of each rate, where a 16-bit number splits, and the factor of what is kept: (K, 1) each.
+
+        They stay on the device for as long as these draws are used: a captured step may not copy
+        anything there.
+        """
+        if (rates, dtype) not in self._kept_columns:
+            # Not -32768 + 65536, which no such number reaches.
+            splits = [[min(round(rate * 65536) - 32768, 32767)] for rate in rates]
+            factors = [[1.0 / (1.0 - rate)] for rate in rates]
+            self._kept_columns[rates, dtype] = (
+                torch.tensor(splits, dtype=torch.int16, device=self.device),
+                torch.tensor(factors, dtype=dtype, device=self.device),
+            )
+        return self._kept_columns[rates, dtype]
 
     def dropped(
         self, x: Tensor, rates: Sequence[float], place: str, *, inplace: bool = False
@@ -208,23 +225,6 @@ class Draws:
     def _dropped_rows(self, rates: Sequence[float], place: str) -> list[Row]:
         pairs = zip(self._streams, rates, strict=True)
         return [Row(beginning(*stream, place), rate) for stream, rate in pairs]
-
-
-@cache
-def _columns(
-    rates: tuple[float, ...], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Of each rate, where a 16-bit number splits, and the factor of what is kept: (K, 1) each.
-
-    They stay on the device: a captured step may not copy anything there.
-    """
-    # Not -32768 + 65536, which no such number reaches.
-    splits = [[min(round(rate * 65536) - 32768, 32767)] for rate in rates]
-    factors = [[1.0 / (1.0 - rate)] for rate in rates]
-    return (
-        torch.tensor(splits, dtype=torch.int16, device=device),
-        torch.tensor(factors, dtype=dtype, device=device),
-    )
 
 
 def _seeds_for_every_place(device: torch.device) -> bool:

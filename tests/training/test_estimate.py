@@ -316,6 +316,29 @@ class TestAmounts:
         assert on_cpu["stored"] == with_["stored"]
         assert evaluation == same
 
+    @pytest.mark.parametrize(
+        ("precision", "head_width", "kept"),
+        [
+            ("bfloat16", 23, False),
+            ("float32", 24, False),
+            ("float32", 23, True),
+            ("float64", 24, True),
+        ],
+    )
+    def test_where_a_gpu_has_no_kernel_for_that_it_keeps_them(
+        self, vit: ViTConfig, train: TrainConfig, precision: str, head_width: int, kept: bool
+    ) -> None:
+        model = vit.replace(embed_dim=8 * head_width, num_heads=8, attn_drop=0.0)
+        size = {"bfloat16": 2, "float32": 4, "float64": 8}[precision]
+        scores = len(train.seeds) * 8 * model.num_tokens**2 * size
+        step, evaluation, _ = memory_amounts(model, train, precision, "cuda")
+        dropping, same, _ = memory_amounts(model.replace(attn_drop=0.1), train, precision, "cuda")
+        by_dropping = dropping["stored"] - step["stored"]
+        assert by_dropping == (0 if kept else model.depth * train.batch_size * scores)
+        rows = len(train.seeds) * EVALUATED["cuda"] * model.num_tokens * 4 * model.embed_dim
+        assert evaluation["evaluated"] - rows * size == kept * 2 * EVALUATED["cuda"] * scores
+        assert evaluation == same
+
 
 class TestEstimate:
     def test_an_epoch_is_its_steps_and_its_evaluations(self, vit: ViTConfig) -> None:

@@ -303,13 +303,45 @@ def test_all_batches_of_an_evaluation_are_replayed(
         torch.testing.assert_close(counted.loss, expected.loss)
 
 
+def test_what_little_memory_divides_captures_nothing(
+    vit: ViTConfig, exact: TrainConfig, data: ResidentData, events: Events
+) -> None:
+    """A graph of the evaluation would keep what the parts were made small for."""
+    run = Pass.of(vit, exact.replace(seeds=(3,)), data)
+    run.evaluate(data.val)
+    run._divide()
+    assert run.micro.divided
+    for _ in range(3):
+        run.evaluate(data.val)
+    assert events == []
+
+
+def test_what_is_evaluated_when_a_run_leaves_is_not_captured(
+    vit: ViTConfig, exact: TrainConfig, data: ResidentData, events: Events
+) -> None:
+    """It is done once, and a capture stops all lanes."""
+    rounds = Rounds(data, at_once=True)
+    runs = [Run(Member(vit, exact.replace(epochs=e, seeds=(e,))), data) for e in (1, 2)]
+    for run in runs:
+        rounds.join(run)
+    for turn in rounds.round():
+        turn.take()
+    assert runs[0].over
+    events.clear()
+    rounds.leave(runs[0])
+    assert events == []
+
+
 def test_captured_evaluations_keep_batches_apart(data: ResidentData, events: Events) -> None:
     """What one gave is read before the next one overwrites it, and other shapes go their own
     way."""
     forward = graphs.Forward()
     model = nn.Linear(3, 2)
 
+    computed: list[int] = []
+
     def predicted(images: torch.Tensor) -> torch.Tensor:
+        computed.append(len(images))
         return model(images)
 
     with torch.no_grad():
@@ -317,6 +349,8 @@ def test_captured_evaluations_keep_batches_apart(data: ResidentData, events: Eve
             images = torch.randn(rows, 3)
             assert torch.equal(forward(predicted, images), model(images))
     assert events == [("look", 0)] * 2
+    # Twice in the replays; what is captured first is not computed again for that.
+    assert computed == [4, 4, 2, 4]
 
 
 def _trained(rounds: Rounds, runs: Sequence[Run]) -> list[FitResult]:

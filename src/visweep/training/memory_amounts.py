@@ -48,7 +48,7 @@ def memory_amounts(
         else _stored_by_vit(
             model,
             on_cpu=on_cpu,
-            narrow=precision == "bfloat16",
+            precision=precision,
             # Parts of batches have masks, as all has on a GPU.
             dropping=None if divided or not on_cpu else (train.batch_size, threads),
         )
@@ -121,17 +121,21 @@ class _Stored:
 
 
 def _stored_by_vit(
-    model: ViTConfig, *, on_cpu: bool, narrow: bool, dropping: tuple[int, int] | None
+    model: ViTConfig, *, on_cpu: bool, precision: str, dropping: tuple[int, int] | None
 ) -> _Stored:
     """
     Args:
-        narrow: whether it computes in bfloat16.
+        precision: that it computes in.
         dropping: images and threads where some is dropped without masks.
     """
     width, tokens, hidden = model.embed_dim, model.num_tokens, hidden_width(model)
     all_scores = model.num_heads * tokens**2
-    # A GPU's attention without dropout makes none: see `visweep.models.layers.attention`.
-    scores = all_scores if on_cpu or model.attn_drop else 0
+    narrow = precision == "bfloat16"
+    whole_words = precision == "float32" and model.embed_dim // model.num_heads % 4 == 0
+    # A GPU's attention without dropout makes none (see `visweep.models.layers.attention`), where
+    # torch has a kernel for that.
+    fused = not on_cpu and (narrow or whole_words)
+    scores = 0 if fused and not model.attn_drop else all_scores
     # Of each block: the norms' inputs and outputs, query (also as it was scaled), key, value, and
     # what attention gave.
     block = tokens * ((5 + 2 * norms(model)) * width + 2 * hidden) + scores
@@ -165,7 +169,7 @@ def _stored_by_vit(
     )
     return _Stored(
         steps=(step,),
-        evaluated=tokens * 4 * width + (2 * all_scores if on_cpu else 0),
+        evaluated=tokens * 4 * width + (0 if fused else 2 * all_scores),
         matrix=width * hidden,
     )
 

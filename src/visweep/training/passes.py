@@ -109,9 +109,11 @@ class Pass:
         rows: which replicas of the stack are each member's.
         beside: others share the memory and could make room: then what does not fit is an error,
             and not divided.
+        is_over: its run is, and it is made for what is still to be evaluated, once.
     """
 
     beside = False
+    is_over = False
 
     def __init__(
         self,
@@ -300,6 +302,7 @@ class Pass:
             self._take_at_once(-(-self.at_once // 2))
         else:
             self.micro.halve()
+            self._forwards = {}
 
     def _take_at_once(self, replicas: int) -> None:
         self.at_once = min(replicas, self.replicas)
@@ -412,7 +415,8 @@ class Pass:
         # What is evaluated once is not worth capturing; and each graph would hold memory of its
         # own where there is little.
         equal = replays(self.data.device)
-        if not equal or forward is None or len(self._shares) > 1:
+        divided = self.micro.divided or len(self._shares) > 1
+        if not equal or forward is None or divided or self.is_over:
             self._forwards[key] = Forward()
             return tally(*arguments, seen=seen, equal=equal)
         return tally(*arguments, forward, seen, equal)

@@ -335,7 +335,9 @@ class Rounds:
         for group in self._groups:
             if group.runs == (run,) and group.is_whole:
                 return group.shared()
-        return Pass([run.member], self._data, [self._state(run)], self._room)
+        made = Pass([run.member], self._data, [self._state(run)], self._room)
+        made.is_over = True
+        return made
 
     def _state(self, run: Run) -> State | None:
         for group in self._groups:
