@@ -308,8 +308,11 @@ def test_what_little_memory_divides_captures_nothing(
 ) -> None:
     """A graph of the evaluation would keep what the parts were made small for."""
     run = Pass.of(vit, exact.replace(seeds=(3,)), data)
-    run.evaluate(data.val)
+    for _ in range(2):
+        run.evaluate(data.val)
     run._divide()
+    assert run._forwards == {}, "what was captured before goes"
+    events.clear()
     assert run.micro.divided
     for _ in range(3):
         run.evaluate(data.val)
