@@ -258,7 +258,8 @@ def _lanes_rate(
     for number in itertools.count():
         if number == warm:  # what is captured is so by then
             images, began = 0, time.perf_counter()
-        elif number > warm and time.perf_counter() - began >= seconds:
+        # Equal lanes end their epochs one right after the other: only whole lots are counted.
+        elif number > warm and number % lanes == 0 and time.perf_counter() - began >= seconds:
             break
         for turn in rounds.round():
             turn.take()

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from visweep.data.resident import ResidentData
 from visweep.errors import OutOfMemory
 from visweep.search.duplicates import trained_as
-from visweep.search.packing import TURNOVER, PackedWorker, make_worker
+from visweep.search.packing import TURNOVER, Bucket, PackedWorker, make_worker
 from visweep.search.trainer import SharedTrainer
 from visweep.search.watch import TrialView
 from visweep.search.worker import SweepFailed
@@ -170,6 +170,42 @@ def test_a_stop_leaves_every_trial_to_be_gone_on_with(packed: Any) -> None:
     again = packed(6, train={"epochs": 4}).run()
     assert again.states == ["COMPLETE"] * 6
     assert all(list(curve) == [1, 2, 3, 4] for curve in curves(again.trials))
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_stop_begins_no_epoch_and_loses_none(
+    packed: Any,
+    passes: list[list[dict[str, Any]]],
+    at_once: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of passes of several buckets; those that are under way at the same time come to the end of
+    their epoch."""
+    monkeypatch.setattr(Bucket, "keep_to", lambda self: {})
+    space = {"embed_dim": CategoricalDistribution([8, 16, 24, 32])}
+    made = packed(8, pack=4, space=space, train={"epochs": 4})
+    made.worker._engine.rounds._at_once = at_once
+    begun: list[int] = []
+
+    def stop(trial: TrialView) -> None:
+        if not begun:
+            begun.append(len(passes))
+            made.interrupt.ask("enough")
+
+    made.heard.on_epoch = stop
+    made.run()
+    assert begun == [len(passes)]
+    assert len({members[0]["embed_dim"] for members in passes}) > 1 or not at_once
+    running = [trial for trial in made.trials if trial.state == TrialState.RUNNING]
+    assert len(running) == 4
+    epochs = sum(len(trial.intermediate_values) for trial in running)
+    trained = sum(len(members) for members in passes)
+    assert epochs == trained == (4 if at_once else len(passes[0]))
+    with made.opened.storage.reading() as connection:
+        owners = connection.exec_driver_sql("SELECT owner FROM visweep_slots").scalars().all()
+    assert set(owners) == {None}
+    again = packed(8, pack=4, space=space, train={"epochs": 4}).run()
+    assert again.states == ["COMPLETE"] * 8
 
 
 def test_interrupted_at_once_gives_its_leases_back(packed: Any) -> None:

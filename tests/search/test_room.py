@@ -7,17 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from optuna.distributions import IntDistribution
 
+from visweep.cli.search import _with_room
 from visweep.config import DataConfig, TrainConfig, ViTConfig
+from visweep.data.resident import ResidentData
 from visweep.search import room
 from visweep.search.expectation import Expectation, memory_expectation
+from visweep.search.making import TrainerMaker
 from visweep.search.room import free_memory, room_for_one, room_of_each, workers_with_room
 from visweep.search.watch import Watcher
 from visweep.storage.limits import Limits
 from visweep.storage.specification import Arm, Specification
+from visweep.training import device as device_module
 from visweep.training.counts import num_params
 from visweep.training.estimate import Calibration, Images, peak_memory, usual_memory
+from visweep.training.room import Room
 
 GIB = 2**30
 
@@ -132,6 +138,34 @@ def test_on_a_gpu_that_was_not_probed_little_is_expected() -> None:
     assert peak_memory(model, train, gpu) < 0.95 * peak_memory(model, train, on_the_high_side)
     tensors = 4 * num_params(model) * 5
     assert peak_memory(model, train, gpu) > tensors
+
+
+def test_a_run_by_itself_has_what_its_gpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def free(device: torch.device) -> int:
+        assert device == torch.device("cuda:1")
+        return 5 * GIB
+
+    monkeypatch.setattr(device_module, "free_memory", free)
+    found = room_for_one("cuda:1", "bfloat16", threads=2)
+    assert found is not None
+    assert found.bytes == 5 * GIB
+    assert found.calibration == usual_memory("cuda:1", "bfloat16", 0)
+
+
+def test_a_search_keeps_to_its_memory_wherever_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: ResidentData
+) -> None:
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {3 * GIB // 1024} kB\n")
+    monkeypatch.setattr(room, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(room, "_GROUP", tmp_path / "none")
+    maker = TrainerMaker(images=images.dataset, margin=0, device="cpu", threads=1)
+    calibration = expected().calibration
+    assert _with_room(maker, None, expected(), Told()).room == Room(2 * GIB, calibration)
+    beside = _with_room(maker, 2, expected(), Told())
+    assert beside.room == Room(1.5 * GIB - 2**28, calibration)
+    assert beside.on_gpu is None
+    gpu = _with_room(replace(maker, device="cuda:1"), 2, expected(), Told())
+    assert (gpu.room, gpu.on_gpu) == (None, calibration)
 
 
 def test_where_nothing_is_known_of_the_machine_all_begin() -> None:

@@ -192,8 +192,7 @@ def test_nothing_in_an_epoch_waits_for_the_gpu(
         shared.epoch([1])
     pieces = shared.pieces([2])
     with no_waiting():
-        # The last but one is the evaluation; what comes after them waits.
-        for _ in range(shared.steps_per_epoch + 2):
+        for _ in range(shared.steps_per_epoch + 1):  # the last of which is the evaluation
             next(pieces)
     with pytest.raises(StopIteration) as ended:
         next(pieces)

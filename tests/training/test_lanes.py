@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from visweep.config import ConvNetConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
-from visweep.errors import OutOfMemory
+from visweep.errors import Crowded, OutOfMemory
 from visweep.training import rounds as rounds_module
 from visweep.training.estimate import Images
 from visweep.training.fit import fit
@@ -237,10 +237,96 @@ class TestRounds:
         rounds.round()
         (group,) = [group for group in rounds._groups if group.runs == (gone,)]
         assert group.under_way
+        pieces = group.under_way._pieces
+        assert rounds.is_under_way(gone)
+        assert not rounds.is_under_way(other)
         rounds.drop(gone)
         assert group not in rounds._groups
-        assert group.under_way is None
-        assert group._shared is None
+        assert (group.under_way, group._shared) == (None, None)
+        assert pieces.gi_frame is None, "it could go on"
+
+    @pytest.mark.parametrize("kept", [True, False])
+    def test_who_has_left_has_no_part_in_the_failure_of_its_pass(
+        self,
+        large: Member,
+        small: Member,
+        data: ResidentData,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        kept: bool,
+    ) -> None:
+        """Its checkpoint may be another one's by then; without one it could not go back."""
+        small = replace(small, train=small.train.replace(epochs=30))
+        rounds = Rounds(data, at_once=True)
+        gone = Run(large, data, None, tmp_path / "gone" if kept else None)
+        mate = Run(large, data, None, tmp_path / "mate")
+        other = Run(small, data, None, tmp_path / "other")
+        for run in (gone, mate, other):
+            rounds.join(run)
+        while not (mate.history and rounds.is_under_way(gone)):
+            for turn in rounds.round():
+                turn.take()
+        rounds.drop(gone)
+        if kept:
+            (tmp_path / "gone").write_bytes(b"another one's")
+
+        def full(self: Pass, *arguments: object) -> torch.Tensor:
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Pass, "_loss", full)
+            turns = [turn for turn in rounds.round() if turn.run is mate]
+            while not turns:
+                turns = [turn for turn in rounds.round() if turn.run is mate]
+        (turn,) = turns
+        assert isinstance(turn.outcome, Crowded)
+        assert len(mate.history) == 1
+
+    def test_a_run_that_could_not_go_back_does_not_make_room(
+        self, large: Member, small: Member, data: ResidentData, tmp_path: Path
+    ) -> None:
+        small = replace(small, train=small.train.replace(epochs=30))
+        rounds = Rounds(data, at_once=True)
+        loose, kept = Run(large, data), Run(small, data, None, tmp_path / "kept")
+        rounds.join(loose)
+        rounds.join(kept)
+        while not (loose.history and rounds.is_under_way(loose)):
+            for turn in rounds.round():
+                turn.take()
+        (group,) = [group for group in rounds._groups if group.runs == (loose,)]
+        assert not group.shared().beside
+
+    def test_elsewhere_a_pass_that_others_join_keeps_its_share(
+        self, large: Member, small: Member, data: ResidentData
+    ) -> None:
+        """The four runs of a large pass end one after another, and the small one takes in who
+        follows them."""
+        runs = [
+            Run(replace(large, train=large.train.replace(epochs=epochs)), data)
+            for epochs in (1, 2, 3, 4)
+        ]
+        small = replace(small, train=small.train.replace(epochs=30))
+        rounds = Rounds(data, at_once=False)
+        for run in (*runs, Run(small, data)):
+            rounds.join(run)
+        order = ""
+        while not all(run.over for run in runs):
+            turns = rounds.round()
+            order += "L" if turns[0].run in runs else "s"
+            for turn in turns:
+                turn.take()
+                if turn.run.over:
+                    rounds.leave(turn.run)
+                    rounds.join(Run(small, data))
+        assert [len(between) for between in order.split("L")] == [0, 4, 4, 4, 0]
+
+    def test_elsewhere_a_new_pass_is_next(
+        self, large: Member, small: Member, data: ResidentData
+    ) -> None:
+        other = replace(small, train=small.train.replace(label_smoothing=0.2))
+        runs = [Run(large, data), Run(small, data), Run(other, data)]
+        order, _ = trained(Rounds(data, at_once=False), runs, late={2: 3})
+        assert order.index(runs[2]) in (3, 4)
 
 
 def trained(

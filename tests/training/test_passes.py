@@ -189,7 +189,7 @@ def test_only_the_last_piece_of_an_epoch_waits_for_the_device(
 ) -> None:
     shared = Pass.of(vit, exact.replace(train_curves=curves), data)
     waits = list(shared.pieces([1]))
-    assert waits == [False] * (shared.steps_per_epoch + (3 if curves else 1)) + [True]
+    assert waits == [False] * (shared.steps_per_epoch + (2 if curves else 0)) + [True]
 
 
 @pytest.mark.parametrize("bucket", ["ragged", "wide"])

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from visweep.config import ConvNetConfig, ModelConfig, TrainConfig, ViTConfig
 from visweep.data.dataset import Dataset
 from visweep.data.resident import ResidentData, to_device
-from visweep.data.shared import shared
+from visweep.search import trainer as trainer_module
 from visweep.search.making import TrainerMaker
-from visweep.training import device as device_module
 from visweep.training import rounds as rounds_module
 from visweep.training.estimate import Calibration, pass_memory, peak_memory, step_memory
 from visweep.training.fit import fit
@@ -204,24 +203,21 @@ def test_a_gpu_tells_itself_what_it_has(
         assert device == data.device
         return pass_memory(vit, train.replace(seeds=seeds), calibration, fitting[others_beside])
 
-    monkeypatch.setattr(device_module, "free_memory", free)
+    monkeypatch.setattr(trainer_module, "free_memory", free)
     data = to_device(quadrants, torch.device("cpu"), margin=1)
     for crew in (False, True):
-        with shared(quadrants, 1) as images:
-            trainer = TrainerMaker(
-                images=images if crew else quadrants,
-                margin=1,
-                device="cpu",
-                threads=1,
-                on_gpu=calibration,
-            )()
-            result = trainer.fit(
-                vit,
-                train.replace(epochs=1, seeds=seeds),
-                on_epoch=lambda epoch: False,
-                checkpoint=tmp_path / str(crew),
-            )
+        made = TrainerMaker(
+            images=quadrants, margin=1, device="cpu", threads=1, on_gpu=calibration
+        )()
+        made.others_beside = crew
+        result = made.fit(
+            vit,
+            train.replace(epochs=1, seeds=seeds),
+            on_epoch=lambda epoch: False,
+            checkpoint=tmp_path / str(crew),
+        )
         assert (result.replicas_at_once, result.micro_batch) == (fitting[crew], None)
+        assert made.engine().rounds._room.bytes == free(data.device, others_beside=crew)
 
 
 def test_a_workers_trainer_keeps_to_its_room(

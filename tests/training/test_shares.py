@@ -243,7 +243,7 @@ class TestStoppedAlone:
             for turn in rounds.round():
                 turn.take()
             if number == 0:
-                rounds._again(rounds._groups[0])
+                rounds._again(rounds._groups[0], [run])
                 assert run.member.train.seeds == (3, 8, 13, 21)
         self.assert_as_expected(rounds.leave(run), vit, exact, data)
 

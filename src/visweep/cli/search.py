@@ -283,11 +283,7 @@ def _workers(
     images = None
     if several and wanted > 1:
         images = _shared_images(stack, means, maker.margin, view)
-    if means.device == "cpu":
-        room = room_of_each(None if images is None else wanted, expected, free_memory(), view)
-        maker = replace(maker, room=room)
-    else:
-        maker = replace(maker, on_gpu=expected.calibration)
+    maker = _with_room(maker, None if images is None else wanted, expected, view)
     if images is None:
         trainer = maker()
         return lambda: make_worker(opened, trainer, view, interrupt, means.pack).run()
@@ -302,6 +298,22 @@ def _workers(
         served=mps.environment,
     )
     return stack.enter_context(Crew(opened, job, wanted, view, interrupt)).work
+
+
+def _with_room(
+    maker: TrainerMaker, workers: int | None, expected: Expectation, view: Watcher
+) -> TrainerMaker:
+    """The same with what its passes may take.
+
+    Args:
+        maker: of each worker's trainer.
+        workers: processes of their own; None for a single one in the command's process.
+        expected: of the trials.
+        view: is told where they will be divided.
+    """
+    if maker.device != "cpu":
+        return replace(maker, on_gpu=expected.calibration)
+    return replace(maker, room=room_of_each(workers, expected, free_memory(), view))
 
 
 def _suitable(

@@ -36,16 +36,13 @@ class TrainerMaker:
 
         from visweep.data.resident import to_device
         from visweep.search.trainer import SharedTrainer
-        from visweep.training.device import free_memory, use
+        from visweep.training.device import use
 
         torch.set_num_threads(self.threads)
         device = torch.device(self.device)
         use(device)
         if isinstance(self.images, Dataset):
-            data, crew = to_device(self.images, device, self.margin), False
+            data = to_device(self.images, device, self.margin)
         else:
-            data, crew = self.images.to(device), True
-        room = self.room
-        if self.on_gpu is not None:
-            room = Room(free_memory(device, others_beside=crew), self.on_gpu)
-        return SharedTrainer(data, room)
+            data = self.images.to(device)
+        return SharedTrainer(data, self.room, self.on_gpu)

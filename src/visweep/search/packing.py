@@ -47,6 +47,10 @@ class Engine(ABC, Generic[Turn]):
         """Train until some of the places that wait have an epoch; what each of them gets, one by
         one."""
 
+    @abstractmethod
+    def is_training(self, place: Place[Turn]) -> bool:
+        """Whether an epoch is under way for it, which would be lost if it ended now."""
+
 
 class _Dismissed(BaseException):
     """The place is to give its trial back and end."""
@@ -259,6 +263,8 @@ class PackedWorker:
         for place in places:
             if not place.trains:
                 place.go_on()
+            elif self._interrupt.reason and not self._engine.is_training(place):
+                place.dismiss()
         if not any(place.trains for place in places):
             # Others are at the trials that are left; should they die, these are adopted here.
             if not all(place.ended for place in places):

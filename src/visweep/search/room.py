@@ -84,15 +84,14 @@ def room_for_one(device: str, precision: str, threads: int) -> Room | None:
         precision: of the forward and backward pass.
         threads: of the processor, that compute.
     """
-    calibration = usual_memory(device, precision, threads)
     if device != "cpu":
         import torch
 
         from visweep.training.device import free_memory as free_on_gpu
 
-        return Room(free_on_gpu(torch.device(device)), calibration)
+        return Room(free_on_gpu(torch.device(device)), usual_memory(device, precision, 0))
     free = free_memory()
-    return None if free is None else Room(_for_one(free), calibration)
+    return None if free is None else Room(_for_one(free), usual_memory(device, precision, threads))
 
 
 def _for_one(free: int) -> float:

@@ -12,7 +12,8 @@ from visweep.config import ModelConfig, TrainConfig
 from visweep.data.resident import ResidentData
 from visweep.search.packing import Engine, Place
 from visweep.search.worker import Trainer
-from visweep.training.device import insisting_that_it_works, use
+from visweep.training.device import free_memory, insisting_that_it_works, use
+from visweep.training.estimate import Calibration
 from visweep.training.fit import fit, require_fit
 from visweep.training.memory import give_back
 from visweep.training.passes import Member
@@ -28,11 +29,15 @@ class SharedTrainer(Trainer):
     Args:
         data: the images, on the training device.
         room: what a pass may take; None where that is not known.
+        on_gpu: estimates what passes take on a GPU, which itself tells how much that may be.
     """
 
-    def __init__(self, data: ResidentData, room: Room | None = None) -> None:
+    def __init__(
+        self, data: ResidentData, room: Room | None = None, on_gpu: Calibration | None = None
+    ) -> None:
         self._data = data
         self._room = room
+        self._on_gpu = on_gpu
 
     @property
     def device(self) -> str:
@@ -43,7 +48,7 @@ class SharedTrainer(Trainer):
         return torch.get_num_threads()
 
     def engine(self) -> PassEngine:
-        return PassEngine(self._data, others_beside=self.others_beside, room=self._room)
+        return PassEngine(self._data, others_beside=self.others_beside, room=self._room_now())
 
     def fit(
         self, model: ModelConfig, train: TrainConfig, *, on_epoch: OnEpoch, checkpoint: Path
@@ -56,8 +61,14 @@ class SharedTrainer(Trainer):
                 on_epoch=on_epoch,
                 checkpoint=checkpoint,
                 others_beside=self.others_beside,
-                room=self._room,
+                room=self._room_now(),
             )
+
+    def _room_now(self) -> Room | None:
+        if self._on_gpu is None:
+            return self._room
+        free = free_memory(self._data.device, others_beside=self.others_beside)
+        return Room(free, self._on_gpu)
 
     @contextmanager
     def _at_the_device(self) -> Iterator[None]:
@@ -87,6 +98,11 @@ class PassEngine(Engine[Turn]):
 
     def trainer(self, place: Place[Turn]) -> Trainer:
         return _PlaceTrainer(self, place)
+
+    def is_training(self, place: Place[Turn]) -> bool:
+        return any(
+            self.rounds.is_under_way(run) for run, of in self._place_of.items() if of is place
+        )
 
     def round(self) -> Iterator[tuple[Place[Turn], Turn]]:
         with insisting_that_it_works(self.data.device):

@@ -2,7 +2,8 @@
 
 On a GPU each lane is a stream, so that the kernels of a small model, which fill the card to a
 fraction, run beside those of others. A piece only puts kernels into the queue, but for those that
-read what came of them; so one thread keeps all lanes busy. Which lane is next follows from what
+read what came of them, or capture a graph (torch waits for the whole GPU then); so one thread
+keeps all lanes busy. Which lane is next follows from what
 pieces are expected to take, and not from what they take: so what they do in which order is always
 the same.
 """

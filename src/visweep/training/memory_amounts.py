@@ -59,10 +59,11 @@ def memory_amounts(
     none = dict.fromkeys((*_OF_A_STEP, "matrix", "evaluated", "written"), 0.0)
     always = {**none, "process": 1.0, "parameters": parameters}
     evaluation = {"evaluated": float(evaluated * counted.evaluated * size)}
-    # Parts of batches are not captured. Images as each replica sees them have another graph than
-    # those that all see alike.
-    graphs = 0 if on_cpu or divided else 1 + train.train_curves
-    captured = {name: graphs * amount for name, amount in evaluation.items()}
+    # Parts of batches are not captured, and of a few replicas at a time the step is alone. Images
+    # as each replica sees them have another graph than those that all see alike.
+    every = together == replicas and train.train_curves
+    beside = 0 if on_cpu or divided else 1 + every
+    captured = {name: beside * amount for name, amount in evaluation.items()}
     steps = [
         {
             "stored": float(stacked * (step.stored + pixels) * size),

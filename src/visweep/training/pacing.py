@@ -1,4 +1,5 @@
-"""What passes take on a GPU, roughly: by this they get their turns where several share one.
+"""What passes take on a GPU, roughly: by this they get their turns where several share one, and
+elsewhere, where only the order of their epochs follows from it.
 
 Not what a calibration says: that is made anew now and then, and the order of turns is to stay as
 it is. Where it is wrong by some factor, one pass has work in its queue when another has none.
@@ -17,8 +18,8 @@ _LAUNCHED = {"passes": 1e-4, "blocks": 1.2e-4, "convolutions": 3e-5}
 several models has hardly more kernels than that over the one with the most."""
 _COMPUTED = {"multiply-adds": 6e-14, "attention": 6e-14, "elements": 3e-12, "scores": 3e-12}
 """Seconds of a step: at 100 TFLOP/s, forward and twice that backward, and at some TB/s."""
-_OF_A_STEP = 1 / 3
-"""A forward pass alone."""
+_FORWARD = 1 / 3
+"""Of a step: its forward pass."""
 
 
 def seconds_of_a_piece(
@@ -38,5 +39,5 @@ def seconds_of_a_piece(
     step += sum(priced(each, _COMPUTED) for each in counted)
     _, train = configurations[0]
     steps, evaluated = images.train // train.batch_size, evaluations(train, images)
-    epoch = steps + _OF_A_STEP * sum(evaluated) / train.batch_size
+    epoch = steps + _FORWARD * sum(evaluated) / train.batch_size
     return step * epoch / max(1, steps + len(evaluated))

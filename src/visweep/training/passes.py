@@ -187,7 +187,8 @@ class Pass:
         return all_of(self.pieces(numbers))
 
     def pieces(self, numbers: Sequence[int]) -> Pieces[list[EpochResult]]:
-        """The same step by step, none of which waits for a GPU but the last one."""
+        """The same step by step, none of which waits for a GPU but the last one, and those that
+        capture a graph."""
         clock = Stopwatch(self.data.device)
         losses = yield from self.training(numbers)
         self._trim()
@@ -372,12 +373,11 @@ class Pass:
         wanted the probe, plain and augmented."""
         self._validated = self._tally(self.data.val)
         counted = [self._validated]
-        yield False
         if self.config.train_curves:
+            yield False
             counted.append(self._tally(self.data.probe))
             yield False
             counted.append(self._tally(self.data.probe, numbers))
-            yield False
         return counted
 
     def _as_trained(self, draws: Draws) -> Seen:

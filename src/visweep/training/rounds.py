@@ -74,7 +74,7 @@ class _Group:
         self._room = room
         self.beside = False
         self.lane = lane
-        self.clock = clock
+        self._clock = clock
         self.under_way: Work[list[Turn]] | None = None
         self._data = data
         self._states = states
@@ -102,19 +102,23 @@ class _Group:
             return state
         return state.only([had.index(seed) for seed in has])
 
+    @property
+    def clock(self) -> float:
+        """How far it is; see `Work`."""
+        return self._clock if self.under_way is None else self.under_way.clock
+
     def begin(self) -> Work[list[Turn]]:
         """An epoch of each, from now on or since it was begun."""
         if self.under_way is None:
             images = Images(len(self._data.train), len(self._data.val))
             configurations = [(member.model, member.train) for member in self._members]
             cost = seconds_of_a_piece(configurations, images)
-            self.under_way = Work(self.lane, self._turns(), cost, self.clock)
+            self.under_way = Work(self.lane, self._epoch(), cost, self._clock)
         return self.under_way
 
     def end(self) -> None:
         """Its epoch is over, or has failed."""
-        if self.under_way is not None:
-            self.clock, self.under_way = self.under_way.clock, None
+        self._clock, self.under_way = self.clock, None
 
     def share(self, beside: bool) -> None:
         """Say whether it is `beside` others from now on; runs that could not go back are not."""
@@ -122,7 +126,7 @@ class _Group:
         if self._shared is not None:
             self._shared.beside = beside and all(run.is_kept for run in self.runs)
 
-    def _turns(self) -> Pieces[list[Turn]]:
+    def _epoch(self) -> Pieces[list[Turn]]:
         shared = self.shared()
         self.share(self.beside)
         results = yield from shared.pieces([run.epoch for run in self.runs])
@@ -170,7 +174,7 @@ class Rounds:
         self._others_beside = others_beside
         self._room = room
         self._runs: list[Run] = []
-        # How far the pass was that had its turn last; see `Work`.
+        # Where one begins beside which no other stays; see `Work`.
         self._clock = 0.0
         self._groups: list[_Group] = []
         self._lanes = _LANES.setdefault(data.device, [])
@@ -228,8 +232,12 @@ class Rounds:
         work, outcome = until_one_is_done(works, lambda piece: insist(piece, "the model"))
         group = chosen[works.index(work)]
         group.end()
-        self._clock = max(self._clock, group.clock)
-        return [turn for turn in self._turns(group, outcome) if turn.run in self._runs]
+        self._clock = group.clock
+        return self._turns(group, outcome)
+
+    def is_under_way(self, run: Run) -> bool:
+        """Whether it is in the midst of an epoch, which would be lost without it."""
+        return any(group.under_way and run in group.runs for group in self._groups)
 
     @property
     def _beside(self) -> bool:
@@ -237,39 +245,40 @@ class Rounds:
         return self._others_beside or (self._at_once and len(self._groups) > 1)
 
     def _turns(self, group: _Group, outcome: list[Turn] | Exception) -> list[Turn]:
+        """Of those of its runs that are still there."""
+        runs = [run for run in group.runs if run in self._runs]
         if not isinstance(outcome, Exception):
-            return outcome
-        if not all(run.is_kept for run in group.runs):
-            return [Turn(run, outcome) for run in group.runs]
+            return [turn for turn in outcome if turn.run in runs]
+        if not all(run.is_kept for run in runs):
+            return [Turn(run, outcome) for run in runs]
         if isinstance(outcome, OutOfMemory):
-            return self._with_less(group, outcome)
-        if len(group.runs) > 1:
-            self._apart += group.runs
-            self._again(group)
+            return self._with_less(group, runs, outcome)
+        if len(runs) > 1:
+            self._apart += runs
+            self._again(group, runs)
             return []
-        return [Turn(run, outcome) for run in group.runs]
+        return [Turn(run, outcome) for run in runs]
 
-    def _with_less(self, group: _Group, error: OutOfMemory) -> list[Turn]:
+    def _with_less(self, group: _Group, runs: Sequence[Run], error: OutOfMemory) -> list[Turn]:
         """What follows where a pass did not fit in memory."""
-        runs, half = group.runs, len(group.runs) // 2
+        half = len(runs) // 2
         if self._beside or (self._at_once and half):
             # In smaller passes they would hold as much. The others are to fit by now.
-            self._again(group)
+            self._again(group, runs)
             crowded = Crowded(f"beside others, {error}")
             return [Turn(run, crowded) for run in runs[half:]]
-        if half:
-            self._most[runs[0].member.bucket] = half
-        elif not group.beside:
+        if not half:
             return [Turn(run, error) for run in runs]
-        self._again(group)
+        self._most[runs[0].member.bucket] = half
+        self._again(group, runs)
         return []
 
-    def _again(self, group: _Group) -> None:
+    def _again(self, group: _Group, runs: Sequence[Run]) -> None:
         """Its runs are to go on from what they have kept, in another pass."""
         self._groups = [other for other in self._groups if other is not group]
         group.release()
         give_back()
-        for run in group.runs:
+        for run in runs:
             run.go_back()
 
     def _regroup(self) -> None:
@@ -277,16 +286,25 @@ class Rounds:
         same = [g for g in self._groups if g.under_way or (g.runs in wanted and g.is_whole)]
         stay = {group.runs: group for group in same}
         states = {run: self._state(run) for runs in wanted if runs not in stay for run in runs}
+        clocks = {run: group.clock for group in self._groups for run in group.runs}
+        least = min((group.clock for group in same), default=self._clock)
         # Those that are given up go first, since both may not fit.
         self._groups = list(stay.values())
         if states:
             give_back()
+        lanes = self._lanes_for(wanted, stay)
         self._groups = [
             stay.get(runs)
             or _Group(
-                runs, [states[run] for run in runs], self._data, lane, self._room, self._clock
+                runs,
+                [states[run] for run in runs],
+                self._data,
+                lane,
+                self._room,
+                # Who had turns keeps count of them; who had none has none to catch up on.
+                clock=max((clocks[run] for run in runs if run in clocks), default=least),
             )
-            for runs, lane in zip(wanted, self._lanes_for(wanted, stay), strict=True)
+            for runs, lane in zip(wanted, lanes, strict=True)
         ]
 
     def _formed(self) -> list[tuple[Run, ...]]:
