@@ -205,6 +205,9 @@ class TestAmounts:
             for step in steps:
                 assert step["evaluated"] == graphs * evaluation["evaluated"]
                 assert step["stored"] > 0
+        curves = train.replace(seeds=(0, 1), train_curves=True)
+        step, *_, evaluation, _ = memory_amounts(model, curves, "bfloat16", "cuda", at_once=1)
+        assert step["evaluated"] == evaluation["evaluated"], "evaluations in shares are not"
 
     def test_what_a_convnet_keeps_depends_on_its_block(self, convnet: ConvNetConfig) -> None:
         stored = [
