@@ -347,7 +347,7 @@ main()
 REFUSED = {
     "no study": (["nihgt-run"], "STUDY: unknown value 'nihgt-run' did you mean 'night-run'?"),
     "no trial": (["night-run", "--trial", 9], "--trial: study 'night-run' has no trial 9"),
-    "trial in words": (["night-run", "--trial", "best"], "--trial: 'best' integer"),
+    "trial in words": (["night-run", "--trial", "best"], "--trial: 'best' whole number"),
     "other seed": (
         ["night-run", "--seed", 7],
         "--seed: 7 is not among the seeds of trial accepted: 0",

@@ -47,7 +47,7 @@ def test_a_search_keeps_its_limits(launcher: Any, tiny_search: Path, tmp_path: P
     # Under another limit, or none, it is another study; nothing is trained.
     other = launcher.run(*run, "--max-params", limit, "--max-flops", "3M").refusal()
     assert other.startswith("study 'limited': --max-flops was 2000000, now 3000000; start another")
-    assert "--max-flops was 2000000, now None" in launcher.run(*run).refusal()
+    assert "--max-flops was 2000000, now not given" in launcher.run(*run).refusal()
     resumed = launcher.run(
         "visweep", "resume", "limited", "--storage", run[run.index("--storage") + 1]
     )

@@ -339,7 +339,7 @@ class TestTheStudy:
 
     def test_another_limit_is_another_study(self, quick: MakeSweep) -> None:
         quick(1, limits=Limits(max_params=PARAMS))
-        with pytest.raises(SpecificationMismatch, match="--max-params was 15000, now None"):
+        with pytest.raises(SpecificationMismatch, match="--max-params was 15000, now not given"):
             quick(1)
-        with pytest.raises(SpecificationMismatch, match="--max-flops was None, now 10000"):
+        with pytest.raises(SpecificationMismatch, match="--max-flops was not given, now 10000"):
             quick(1, limits=Limits(max_params=PARAMS, max_flops=10_000))

@@ -91,8 +91,8 @@ def test_an_identity_survives_the_database(
 
 CHANGES: dict[str, tuple[dict[str, Any], str, str]] = {
     "data.name": ({"data": DATA.replace(name="mnist")}, "'cluttered-digits'", "'mnist'"),
-    "data.train_size": ({"data": DATA.replace(train_size=None)}, "300", "None"),
-    "data.image_size": ({"data": DATA.replace(image_size=64)}, "None", "64"),
+    "data.train_size": ({"data": DATA.replace(train_size=None)}, "300", "not given"),
+    "data.image_size": ({"data": DATA.replace(image_size=64)}, "not given", "64"),
     "data.split_seed": ({"data": DATA.replace(split_seed=1)}, "0", "1"),
     "model.depth": ({"model": ViTConfig(depth=5)}, "4", "5"),
     "model.block": (
@@ -104,9 +104,9 @@ CHANGES: dict[str, tuple[dict[str, Any], str, str]] = {
     "pruner.name": ({"pruner": "none"}, "'hyperband'", "'none'"),
     "seed": ({"seed": 7}, "0", "7"),
     "duplicates": ({"duplicates": "skip"}, "'replicate'", "'skip'"),
-    "--max-params": ({"limits": Limits(max_params=10**6)}, "None", "1000000"),
-    "--max-flops": ({"limits": Limits(max_flops=10**7)}, "None", "10000000"),
-    "--max-epoch-seconds": ({"limits": Limits(max_epoch_seconds=2.5)}, "None", "2.5"),
+    "--max-params": ({"limits": Limits(max_params=10**6)}, "not given", "1000000"),
+    "--max-flops": ({"limits": Limits(max_flops=10**7)}, "not given", "10000000"),
+    "--max-epoch-seconds": ({"limits": Limits(max_epoch_seconds=2.5)}, "not given", "2.5"),
     "space.depth": (
         {"space": {**SPECIFICATION.space, "depth": IntDistribution(2, 8)}},
         '"high": 6',
@@ -114,7 +114,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "space.attn_drop": (
         {"space": {**SPECIFICATION.space, "attn_drop": FloatDistribution(0, 0.5)}},
-        "None",
+        "not given",
         '"high": 0.5',
     ),
     "train.precision": ({"train": TRAIN.replace(precision="bfloat16")}, "'float32'", "'bfloat16'"),
@@ -191,7 +191,9 @@ def test_limits_survive_the_database_with_who_judges_them() -> None:
     # Who judges is no part of what the study is.
     elsewhere = dataclasses.replace(limited, limits=limits.with_judge(None))
     require_same("study", stored(limited), elsewhere)
-    assert "--max-epoch-seconds was 2.5, now None (and 1 more)" in refused(limited, SPECIFICATION)
+    assert "--max-epoch-seconds was 2.5, now not given (and 1 more)" in refused(
+        limited, SPECIFICATION
+    )
 
 
 def test_another_kind_of_model_is_another_study() -> None:

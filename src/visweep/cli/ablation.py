@@ -10,9 +10,9 @@ import typer
 from visweep import data
 from visweep.cli import options as opt
 from visweep.cli import sweep_options as own
+from visweep.cli.images import images_asked_for
 from visweep.cli.prepare import Prepared, require_storage
 from visweep.cli.sweep import Asked, train_all, with_options
-from visweep.config import DataConfig
 from visweep.errors import UsageError
 from visweep.search.arms import MOST_SEEDS, Ablation, arms_specification
 from visweep.search.seeds import replica_seeds
@@ -80,12 +80,7 @@ def command(recipe: Ablation):  # type: ignore[no-untyped-def]  # typer reads th
             study=study,
             storage=opt.storage_url(storage),
             artifacts=opt.artifacts_place(artifacts),
-            data=DataConfig(
-                name=dataset,
-                data_dir=None if data_dir is None else str(data_dir.expanduser()),
-                image_size=image_size,
-                train_size=train_size,
-            ),
+            data=images_asked_for(dataset, data_dir, image_size, train_size),
             train=with_options(
                 train,
                 epochs=epochs,

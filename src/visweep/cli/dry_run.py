@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from optuna.distributions import (
@@ -73,7 +74,7 @@ def _print_sizes(console: Console, prepared: Prepared, data: ResidentData, left:
     # What is only slow the first time is no part of any trial's cost.
     _seconds(*specification.configurations(points[0]), data)
     table = Table(title=f"cost of one trial on {prepared.device}", title_justify="left")
-    memory = _memory(prepared)
+    memory = _memory(prepared, partial(text.print_line, console))
     for heading in ("model", "params", "FLOPs", "memory", "per epoch", "unpruned trial"):
         table.add_column(heading, justify="right" if heading != "model" else "left")
     total = None
@@ -142,11 +143,14 @@ def _extent(name: str, trials: int, done: int, left: int) -> str:
     return f"study {name}, {text.plural(trials, 'trial')}{so_far}"
 
 
-def _memory(prepared: Prepared) -> Callable[[ModelConfig, TrainConfig], str]:
+def _memory(
+    prepared: Prepared, tell: Callable[[str], object]
+) -> Callable[[ModelConfig, TrainConfig], str]:
     """Tells what the process of a trial will hold at most, by this machine's calibration."""
     specification, device = prepared.specification, prepared.device
     try:
-        found = calibration(specification, device, usual_threads(prepared.asked.workers, device))
+        threads = usual_threads(prepared.asked.workers, device)
+        found = calibration(specification, device, threads, tell)
     except VisweepError:  # one column of several
         return lambda *_: "—"
     images = Images(len(prepared.dataset.train), len(prepared.dataset.val))

@@ -53,6 +53,10 @@ def _message(error: TyperException, arguments: Sequence[str]) -> str:
             given = value if equals else following
     if given is None:
         return error.format_message()
+    if "valid integer" in error.message:
+        return f"{options[0]}: {given!r} is not a whole number; accepted: such as 8"
+    if "valid number" in error.message:
+        return f"{options[0]}: {given!r} is not a number; accepted: such as 0.5"
     reason = error.message[:1].lower() + error.message[1:]
     return f"{options[0]}: {given!r} is not accepted: {reason}"
 

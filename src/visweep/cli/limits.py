@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,9 +27,10 @@ def with_limits(
     study: str,
     device: str,
     workers: int | None,
+    tell: Callable[[str], object] = lambda message: None,
 ) -> Specification:
     """The specification, its limits checked; if seconds are limited, with who judges them: what
-    the study says, or else this machine, which may take a few seconds to try some models.
+    the study says, or else this machine, which tries some models; `tell` is told of that.
 
     Raises:
         UsageError: a limit excludes the first trial.
@@ -42,7 +43,7 @@ def with_limits(
         return specification
     judge = _stored_judge(storage, study)
     if judge is None:
-        found = calibration(specification, device, usual_threads(workers, device))
+        found = calibration(specification, device, usual_threads(workers, device), tell)
         judge = judge_of(found, Images(len(dataset.train), len(dataset.val)))
     judged = replace(specification, limits=limits.with_judge(judge))
     Bounds(judged).require_baseline()

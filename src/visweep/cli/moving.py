@@ -144,7 +144,8 @@ def check(
         found = check(url, study, place)
     wrong = [finding for finding in found if finding.wrong]
     if not wrong:
-        typer.echo("repaired, nothing is wrong" if repair else "nothing is wrong")
+        stale = "" if repair or not found else "; --repair clears away what is stale"
+        typer.echo("repaired, nothing is wrong" if repair else f"nothing is wrong{stale}")
         return 0
     if repair:
         typer.echo(f"still wrong: {wrong[0].what}")

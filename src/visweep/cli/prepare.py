@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,8 +45,15 @@ class Prepared:
     renamed_by: str = "--study"
 
 
-def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
+def prepare(
+    recipe: Recipe, asked: SweepOptions, tell: Callable[[str], object] = lambda message: None
+) -> Prepared:
     """Load the data and state the specification.
+
+    Args:
+        recipe: what to search.
+        asked: the options.
+        tell: is told of what takes a while.
 
     Raises:
         UsageError: an option is bad.
@@ -57,10 +64,16 @@ def prepare(recipe: Recipe, asked: SweepOptions) -> Prepared:
         # Resizing all images takes a while, and much memory if the size is a slip.
         recipe.spaces[asked.space](asked.data.image_size)
     device = device_name(asked.device)
-    return prepare_on(data.load(asked.data), recipe, asked, device)
+    return prepare_on(data.load(asked.data), recipe, asked, device, tell)
 
 
-def prepare_on(dataset: Dataset, recipe: Recipe, asked: SweepOptions, device: str) -> Prepared:
+def prepare_on(
+    dataset: Dataset,
+    recipe: Recipe,
+    asked: SweepOptions,
+    device: str,
+    tell: Callable[[str], object] = lambda message: None,
+) -> Prepared:
     """State the specification for images that are loaded.
 
     Raises:
@@ -99,6 +112,7 @@ def prepare_on(dataset: Dataset, recipe: Recipe, asked: SweepOptions, device: st
             study=name,
             device=device,
             workers=asked.workers,
+            tell=tell,
         ),
         dataset=dataset,
         device=device,

@@ -29,6 +29,7 @@ from visweep.storage.place import Place
 from visweep.storage.url import bare
 
 _MARKDOWN = (".md", ".markdown")
+_PAGES = (".html", ".htm")
 _PAGE = "report.html"
 """What the page is called among the files that are attached."""
 _ATTACHED = ("png",)
@@ -104,6 +105,8 @@ def report(wanted: Wanted) -> Iterator[str]:
 def _checked(wanted: Wanted) -> Path:
     """The main file, once all can be written."""
     output = output_of(wanted.study, wanted.output, ".html")
+    if output.suffix.lower() not in (*_PAGES, *_MARKDOWN):
+        raise UsageError(f"--output: {output} is neither; accepted: a name in .html or .md")
     if wanted.markdown is not None:
         check_output(wanted.markdown, "--markdown")
         if wanted.markdown.absolute() == output.absolute():

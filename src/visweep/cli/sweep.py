@@ -3,13 +3,16 @@
 import multiprocessing
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from visweep import text
 from visweep.cli import options as opt
 from visweep.cli import sweep_options as own
 from visweep.cli.errors import call
+from visweep.cli.images import images_asked_for
 from visweep.config import DataConfig, TrainConfig
 from visweep.errors import UsageError, unknown_name
 from visweep.search.arms import Ablation
@@ -107,12 +110,7 @@ def _command(recipe: Recipe):  # type: ignore[no-untyped-def]  # typer reads the
             study=study,
             storage=opt.storage_url(storage),
             artifacts=opt.artifacts_place(artifacts),
-            data=DataConfig(
-                name=dataset,
-                data_dir=None if data_dir is None else str(data_dir.expanduser()),
-                image_size=image_size,
-                train_size=train_size,
-            ),
+            data=images_asked_for(dataset, data_dir, image_size, train_size),
             train=with_options(
                 train,
                 epochs=epochs,
@@ -162,7 +160,8 @@ def search(recipe: Recipe, asked: SweepOptions, dry_run: bool) -> int:
     _check_names(recipe, asked)
     from visweep.cli.prepare import prepare
 
-    return train_all(prepare(recipe, asked), dry_run)
+    console = opt.console()
+    return train_all(prepare(recipe, asked, partial(text.print_line, console)), dry_run)
 
 
 def train_all(prepared: "Prepared", dry_run: bool = False) -> int:

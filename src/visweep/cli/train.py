@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from visweep import data, text
+from visweep.cli.images import images_asked_for
 from visweep.cli.studies import opened
 from visweep.config import (
     ConvNetConfig,
@@ -146,13 +147,8 @@ def _from_options(wanted: Wanted) -> _Configuration:
         raise UsageError("--trial: needs --study NAME")
     if wanted.model not in _MODELS:
         raise unknown_name("--model", wanted.model, _MODELS)
-    where = None if wanted.data_dir is None else str(wanted.data_dir)
-    chosen = DataConfig(
-        name=wanted.dataset or "cluttered-digits",
-        data_dir=where,
-        image_size=wanted.image_size,
-        train_size=wanted.train_size,
-    )
+    dataset = wanted.dataset or "cluttered-digits"
+    chosen = images_asked_for(dataset, wanted.data_dir, wanted.image_size, wanted.train_size)
     return _Configuration(_MODELS[wanted.model], TrainConfig(), chosen, None)
 
 

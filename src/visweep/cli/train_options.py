@@ -39,6 +39,7 @@ Seed = Annotated[
     typer.Option(
         "--seed",
         metavar="S",
+        min=0,
         help="Train with this seed, such as 11. [default: the study's, or 0]",
     ),
 ]

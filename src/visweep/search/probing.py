@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
@@ -39,8 +39,18 @@ def known_calibration(
     return calibrations.read(_path(specification, device, threads), Calibration.from_json)
 
 
-def calibration(specification: Specification, device: str, threads: int) -> Calibration:
-    """That of this machine for a search; where there is none it takes some seconds to make it.
+def calibration(
+    specification: Specification,
+    device: str,
+    threads: int,
+    tell: Callable[[str], object] = lambda message: None,
+) -> Calibration:
+    """That of this machine for a search; where there is none it is made.
+
+    Args:
+        specification: of the search.
+        device, threads: that train.
+        tell: is told that it takes a while, where it has to be made.
 
     Raises:
         OutOfMemory: not even the smallest model fits in memory.
@@ -49,6 +59,7 @@ def calibration(specification: Specification, device: str, threads: int) -> Cali
     path = _path(specification, device, threads)
     found = calibrations.read(path, Calibration.from_json)
     if found is None:
+        tell("trying some models for up to a minute, once on this machine for such a search")
         found = calibrated(design(specification), device, threads)
         calibrations.write(path, found.to_json())
     return found

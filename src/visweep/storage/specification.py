@@ -300,7 +300,12 @@ def difference(
             f"the content of the data changed since it began (fingerprint {before[name][:12]}, "
             f"now {now[name][:12]})"
         )
-    return f"{_shown(name)} {here} {before.get(name)!r}, {there} {now.get(name)!r}{more}"
+    values = f"{here} {_told(before.get(name))}, {there} {_told(now.get(name))}"
+    return f"{_shown(name)} {values}{more}"
+
+
+def _told(value: Any) -> str:
+    return "not given" if value is None else repr(value)
 
 
 def _shown(name: str) -> str:
