@@ -73,6 +73,7 @@ def test_seconds_are_judged_as_when_the_study_began(
     run = options(tiny_search, tmp_path, "--trials", 2, "--max-epoch-seconds", 60)
     done = launcher.run(*run)
     assert (done.status, done.stderr) == (0, "")
+    assert "trying some models for up to a minute, once on this machine" in done.stdout
     judge = stored(tmp_path)["judge"]
     assert judge["train_images"] == 300
     assert any(price > 0 for price in judge["calibration"]["step"].values())
@@ -80,5 +81,6 @@ def test_seconds_are_judged_as_when_the_study_began(
     elsewhere = {"VISWEEP_CACHE": str(tmp_path / "cache")}
     more = launcher.run(*run, "--trials", 3, **elsewhere)
     assert (more.status, more.stderr) == (0, "")
+    assert "trying some models" not in more.stdout
     assert stored(tmp_path)["judge"] == judge
     assert not (tmp_path / "cache" / "calibrations").exists()

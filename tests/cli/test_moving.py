@@ -186,6 +186,16 @@ def test_check_finds_and_repairs(launcher: Any, here: Path) -> None:
     assert visweep(launcher, "check", folder=here).stdout == "nothing is wrong\n"
 
 
+def test_what_is_stale_is_not_wrong(launcher: Any, here: Path) -> None:
+    budget = "UPDATE study_user_attributes SET value_json = '9' WHERE key = 'visweep:budget'"
+    with closing(sqlite3.connect(here / "studies.db")) as connection:
+        connection.execute(budget)
+        connection.commit()
+    *found, last = visweep(launcher, "check", folder=here).stdout.splitlines()
+    assert {line.partition(":")[0] for line in found} == {"stale"}
+    assert last == "nothing is wrong; what is stale does no harm"
+
+
 def test_what_cannot_be_repaired_is_said(launcher: Any, here: Path) -> None:
     with closing(sqlite3.connect(here / "studies.db")) as connection:
         connection.execute("UPDATE trials SET number = 0 WHERE number = 1")

@@ -144,7 +144,7 @@ def check(
         found = check(url, study, place)
     wrong = [finding for finding in found if finding.wrong]
     if not wrong:
-        stale = "" if repair or not found else "; --repair clears away what is stale"
+        stale = "; what is stale does no harm" if found and not repair else ""
         typer.echo("repaired, nothing is wrong" if repair else f"nothing is wrong{stale}")
         return 0
     if repair:
