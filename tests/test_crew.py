@@ -81,7 +81,8 @@ def require_whole(trials: list[optuna.trial.FrozenTrial], count: int) -> None:
 def test_two_workers_share_a_study_and_end_with_the_exact_number(
     search: Callable[..., Search], wait_for: Any
 ) -> None:
-    mine = search("--epochs", 12)
+    # Unpruned: the other worker's first epoch may take as long as several trials.
+    mine = search("--epochs", 24, "--pruner", "none")
     process = mine.start(10)
     wait_for(lambda: len(mine.held()) == 2, about=process)
     workers = mine.held()
