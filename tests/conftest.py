@@ -106,10 +106,14 @@ class Process:
         _wait_for(self.ended, timeout, self)
         return self
 
-    def refusal(self) -> str:
-        """The one line with which it refused bad input; there must be nothing else."""
+    def refusal(self, after: str = "") -> str:
+        """The one line with which it refused bad input; there must be nothing else.
+
+        Args:
+            after: a line that it may say before.
+        """
         assert self.status == 2, (self.status, self.stdout, self.stderr)
-        assert self.stdout == ""
+        assert self.stdout in ("", after and f"{after}\n")
         assert "Traceback" not in self.stderr
         (line,) = self.stderr.splitlines()
         assert line.startswith("error: ")
