@@ -21,7 +21,7 @@ def images_asked_for(
     if data_dir is not None and dataset in _GENERATED:
         raise UsageError(
             f"--data-dir: {data_dir} would not be read, since {dataset} are generated; accepted: "
-            "with --dataset imagefolder, or another name of files"
+            "with images in files, such as --dataset imagefolder"
         )
     return DataConfig(
         name=dataset,

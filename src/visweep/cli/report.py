@@ -106,7 +106,9 @@ def _checked(wanted: Wanted) -> Path:
     """The main file, once all can be written."""
     output = output_of(wanted.study, wanted.output, ".html")
     if output.suffix.lower() not in (*_PAGES, *_MARKDOWN):
-        raise UsageError(f"--output: {output} is neither; accepted: a name in .html or .md")
+        raise UsageError(
+            f"--output: {output} is no page; accepted: a name that ends in .html or .md"
+        )
     if wanted.markdown is not None:
         check_output(wanted.markdown, "--markdown")
         if wanted.markdown.absolute() == output.absolute():
